@@ -1,0 +1,131 @@
+"""What every public function asks of its arguments, and how it says so.
+
+`checked` reads the jaxtyping annotations of a signature: the shape that a reader sees is the
+shape that is enforced. All errors are `ValueError` and name the caller, the argument, what it
+must be and what came. Shapes and dtypes are checked always; the contents of a tensor only on
+the CPU, because looking at them on an accelerator would make the program wait for the device.
+"""
+
+import functools
+import inspect
+import math
+import typing
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check each tensor of a call against the shape and dtype in the function's signature."""
+    signature = inspect.signature(function)
+    annotations = {name: p.annotation for name, p in signature.parameters.items()}
+    specs = {name: found for name, a in annotations.items() if (found := _tensor_specs(a))}
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        sizes: dict[str, Any] = {}  # what each axis turned out to be, shared by all arguments
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in specs and not (value is None and annotations[name] is not Tensor):
+                _check_tensor(function.__name__, name, value, specs[name], sizes)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _tensor_specs(annotation: Any) -> list[Any]:
+    """The jaxtyping alternatives of an annotation: [] for a plain number."""
+    choices = typing.get_args(annotation) or (annotation,)
+    return [choice for choice in choices if hasattr(choice, "dim_str")]
+
+
+def _check_tensor(
+    caller: str, name: str, value: Any, specs: list[Any], sizes: dict[str, Any]
+) -> None:
+    if isinstance(value, Tensor):
+        for spec in specs:
+            dtype = str(value.dtype).removeprefix("torch.")
+            bound = _bind(spec.dim_str.split(), tuple(value.shape), sizes)
+            if dtype in spec.dtypes and bound is not None:
+                sizes.update(bound)
+                return
+        came = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    else:
+        came = type(value).__name__
+    wanted = " or ".join(
+        f"{spec.__name__.split('[')[0].lower()} [{spec.dim_str.strip()}]" for spec in specs
+    )
+    known = ", ".join(f"{axis.lstrip('*')} = {size}" for axis, size in sizes.items())
+    fail(caller, name, f"be a tensor {wanted}" + (f" with {known}" if known else ""), came)
+
+
+def _bind(axes: list[str], shape: tuple[int, ...], sizes: dict[str, Any]) -> dict[str, Any] | None:
+    """Match axis names such as ["*shape", "vocab"] with a shape; None where they disagree."""
+    if axes and axes[0].startswith("*"):
+        cut = len(shape) - len(axes) + 1
+        if cut < 0:
+            return None
+        found: dict[str, Any] = {axes[0]: list(shape[:cut])} | dict(
+            zip(axes[1:], shape[cut:], strict=True)
+        )
+    elif len(axes) == len(shape):
+        found = dict(zip(axes, shape, strict=True))
+    else:
+        return None
+    return found if all(sizes.get(axis, size) == size for axis, size in found.items()) else None
+
+
+def fail(caller: str, name: str, must: str, came: object) -> NoReturn:
+    """Raise the one kind of error that this package raises for a wrong argument."""
+    raise ValueError(f"{caller}: {name} must {must}, got {came}.")
+
+
+def check_number(
+    caller: str, low: float, high: float = math.inf, *, above: bool = False, **values: float
+) -> None:
+    """Each value must be a finite number in [low, high], or in (low, high] with `above`."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            fail(caller, name, "be a number", repr(value))
+        if not (math.isfinite(value) and low <= value <= high) or (above and value == low):
+            left = "(" if above else "["
+            right = ")" if high == math.inf else "]"
+            fail(caller, name, f"lie in {left}{low:g}, {high:g}{right}", value)
+
+
+def check_mask(caller: str, mask: Tensor) -> None:
+    """A mask must leave at least one real token."""
+    if mask.device.type == "cpu" and not mask.any():
+        fail(caller, "mask", "hold at least one True", f"none in shape {list(mask.shape)}")
+
+
+def check_response_mask(caller: str, mask: Tensor) -> None:
+    """Each row must be ones (the real tokens, at least one) and then zeros (the padding)."""
+    if mask.device.type != "cpu" or mask.numel() == 0:
+        return
+    if (bad := ~mask[:, 0]).any():
+        row = int(bad.nonzero()[0])
+        fail(
+            caller, "mask", "hold at least one real token in each row, first", f"none in row {row}"
+        )
+    if (bad := (mask[:, 1:] & ~mask[:, :-1]).any(1)).any():
+        row = int(bad.nonzero()[0])
+        came = "".join(str(int(m)) for m in mask[row, :40])
+        fail(caller, "mask", "be a run of ones, then zeros, in each row", f"{came} in row {row}")
+
+
+def check_tokens(caller: str, tokens: Tensor, vocab: int) -> None:
+    """Token ids must lie inside the vocabulary."""
+    if tokens.device.type == "cpu" and tokens.numel():
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= vocab:
+            fail(caller, "tokens", f"lie in [0, {vocab - 1}]", low if low < 0 else high)
+
+
+def upcast(x: Tensor) -> Tensor:
+    """Half precision becomes float32: 8 bits of mantissa are too few for a log or a mean."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,175 @@
+"""KL(policy || reference) = E[log p - log q], estimated or exact, and what steers its coefficient.
+
+The tokens of the three estimators were sampled from the policy. In the *reward* k1 gives the
+true gradient in expectation. In the *loss* its gradient is zero in expectation, k2's is the true
+one (per state, on-policy), and k3's is the gradient of KL(reference || policy).
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from minippo._validate import check_number, checked, upcast
+
+
+@checked
+def kl_k1(
+    log_probs: Float[Tensor, "*shape"], ref_log_probs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """log p - log q: unbiased, often negative for a single token. In nats.
+
+    Source: Schulman 2020, joschu.net/blog/kl-approx.html. rlhf-book's has the opposite sign;
+    NeMo takes its absolute value and alpaca_farm its positive part, which are biased.
+
+    >>> from torch import tensor
+    >>> kl_k1(tensor([-1.0]), tensor([-1.5]))
+    tensor([0.5000])
+    """
+    return upcast(log_probs) - upcast(ref_log_probs)
+
+
+@checked
+def kl_k2(
+    log_probs: Float[Tensor, "*shape"], ref_log_probs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """(log p - log q)^2 / 2: biased, little variance; its gradient is that of KL(p || q). In nats.
+
+    >>> from torch import tensor
+    >>> kl_k2(tensor([-1.0]), tensor([-1.5]))
+    tensor([0.1250])
+    """
+    return 0.5 * (upcast(log_probs) - upcast(ref_log_probs)) ** 2
+
+
+@checked
+def kl_k3(
+    log_probs: Float[Tensor, "*shape"], ref_log_probs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """(q / p - 1) - log(q / p): unbiased and never negative. In nats.
+
+    q / p, where p sampled: the inverted ratio estimates chi-squared minus KL, with heavy tails
+    (trlX and rlhf-book have it so).
+
+    >>> from torch import tensor
+    >>> kl_k3(tensor([-1.0]), tensor([-1.5]))
+    tensor([0.1065])
+    """
+    log_ratio = upcast(ref_log_probs) - upcast(log_probs)
+    return log_ratio.expm1() - log_ratio
+
+
+@checked
+def exact_kl(
+    logits: Float[Tensor, "*shape vocab"],
+    ref_logits: Float[Tensor, "*shape vocab"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, "*shape"]:
+    """KL(p || q) = sum over the vocabulary of p * (log p - log q), in nats.
+
+    The KL of one next-token distribution; summed along a sampled response it is an unbiased
+    estimate of the response's. +inf where the reference rules out (-inf) what p allows; right, in
+    value and gradient, where both rule it out.
+
+    >>> from torch import tensor
+    >>> exact_kl(tensor([0.2, 0.3, 0.5]).log(), tensor([0.5, 0.4, 0.1]).log())
+    tensor(0.5352)
+    """
+    check_number("exact_kl", 0, above=True, temperature=temperature)
+    log_p = (upcast(logits) / temperature).log_softmax(-1)
+    log_q = (upcast(ref_logits) / temperature).log_softmax(-1)
+    p = log_p.exp()
+    return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(-1)
+
+
+@dataclass
+class FixedKL:
+    """A coefficient that stays: `update` does nothing.
+
+    >>> controller = FixedKL(0.1)
+    >>> controller.update(50.0, 64)
+    >>> controller.coef
+    0.1
+    """
+
+    coef: float
+
+    def __post_init__(self) -> None:
+        check_number("FixedKL", 0, coef=self.coef)
+
+    def update(self, kl: float, n_episodes: int) -> None:
+        """Check the arguments; the coefficient stays."""
+        _check_update("FixedKL.update", kl, n_episodes)
+
+
+@dataclass
+class AdaptiveKL:
+    """coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * n_episodes / horizon.
+
+    Args:
+        coef: the coefficient to begin with.
+        target: the wanted KL to the reference, in nats per RESPONSE.
+        horizon: in episodes; larger is slower.
+
+    Fed once per rollout with the mean over responses of the summed k1, measured when the rollout
+    was collected. Source: Ziegler et al. 2019 (arXiv:1909.08593), sec. 2.2, and its code. verl and
+    OpenRLHF feed it a mean per token, so that their targets are another unit.
+
+    >>> controller = AdaptiveKL(1.0, target=6.0, horizon=10_000)
+    >>> controller.update(7.0, 512)
+    >>> round(controller.coef, 7)
+    1.0085333
+    """
+
+    coef: float
+    target: float
+    horizon: int
+
+    def __post_init__(self) -> None:
+        check_number("AdaptiveKL", 0, above=True, coef=self.coef, target=self.target)
+        check_number("AdaptiveKL", 1, horizon=self.horizon)
+
+    def update(self, kl: float, n_episodes: int) -> None:
+        """Move the coefficient after a rollout of `n_episodes` with this KL (nats per response)."""
+        _check_update("AdaptiveKL.update", kl, n_episodes)
+        # From 5 horizons on, the factor 1 - 0.2 n / horizon would turn zero or negative.
+        check_number("AdaptiveKL.update", 1, 5 * self.horizon - 1, n_episodes=n_episodes)
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * n_episodes / self.horizon
+
+
+@dataclass
+class PenaltyKL:
+    """PPO-Penalty's coefficient: doubled above 1.5 target, halved below target / 1.5.
+
+    Args:
+        coef: the coefficient to begin with.
+        target: the wanted KL(old || new) of one update, in nats per TOKEN.
+
+    Fed once per rollout, after its epochs. Source: Schulman et al. 2017, sec. 4.
+
+    >>> controller = PenaltyKL(1.0, target=0.01)
+    >>> controller.update(0.02, 64)
+    >>> controller.coef
+    2.0
+    """
+
+    coef: float
+    target: float
+
+    def __post_init__(self) -> None:
+        check_number("PenaltyKL", 0, above=True, coef=self.coef, target=self.target)
+
+    def update(self, kl: float, n_episodes: int) -> None:
+        """Move the coefficient after an update that went this far (nats per token)."""
+        _check_update("PenaltyKL.update", kl, n_episodes)
+        if kl > 1.5 * self.target:
+            self.coef *= 2
+        elif kl < self.target / 1.5:
+            self.coef /= 2
+
+
+def _check_update(caller: str, kl: float, n_episodes: int) -> None:
+    check_number(caller, -float("inf"), kl=kl)
+    check_number(caller, 1, n_episodes=n_episodes)

@@ -1,0 +1,61 @@
+"""Averages over real tokens: the only place that reduces over a mask.
+
+`where(mask, x, 0)` and never `x * mask`: NaN times 0 is NaN, so junk in the padding would leak.
+"""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, where
+
+from minippo._validate import check_mask, checked, upcast
+
+
+@checked
+def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """sum(x over real tokens) / number of real tokens.
+
+    Every real token weighs the same. The mean over responses of each response's mean is another
+    number: for [[1, 1, 1, 1], [3]] it is 2.0 where this is 1.4.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, 1.0, 1.0, 1.0], [3.0, 9.0, 9.0, 9.0]])
+    >>> masked_mean(x, torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]]).bool())
+    tensor(1.4000)
+    """
+    check_mask("masked_mean", mask)
+    return where(mask, upcast(x), 0.0).sum() / mask.sum()
+
+
+@checked
+def masked_var(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """Population variance over the real tokens: divided by n, not by n - 1 (Bessel's).
+
+    >>> import torch
+    >>> masked_var(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False]))
+    tensor(1.)
+    """
+    check_mask("masked_var", mask)
+    return masked_mean((upcast(x) - masked_mean(x, mask)) ** 2, mask)
+
+
+@checked
+def whiten(
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], *, keep_mean: bool = False
+) -> Float[Tensor, "*shape"]:
+    """(x - mean) / sqrt(variance + 1e-8) over the real tokens; zero on padding.
+
+    `keep_mean=True` adds the mean back, so that only the scale changes. Population variance, as
+    in lm-human-preferences (Ziegler et al. 2019); TRL and verl divide by n - 1. torchtune's flag
+    of this kind has the opposite meaning. With fewer than two real tokens there is no scale to
+    divide by, and only the mean is removed. Whiten a whole rollout once, not each minibatch.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]])
+    >>> whiten(x, torch.tensor([[True, True, True], [True, True, False]]))
+    tensor([[-1.4142, -0.7071,  0.0000],
+            [ 0.7071,  1.4142,  0.0000]])
+    """
+    check_mask("whiten", mask)
+    x = upcast(x)
+    mean = masked_mean(x, mask)
+    scale = where(mask.sum() < 2, 1.0, (masked_var(x, mask) + 1e-8).rsqrt())
+    return where(mask, (x - mean) * scale + (mean if keep_mean else 0.0), 0.0)
