@@ -1,0 +1,220 @@
+"""The networks: a language model with a value head, and a reward model.
+
+Any causal language model of transformers will do. Dropout is switched off in both: GPT-2's
+configuration says 0.1, and then the ratio would differ from 1 before anything was learned.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from minippo._validate import check_number, checked, fail
+from minippo.data import SHIPPED_MODELS, shipped
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@checked
+def position_ids(attention_mask: Bool[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
+    """0, 1, 2, ... over the real tokens. Without it a left-padded prompt gives other logits.
+
+    >>> position_ids(torch.tensor([[False, True, True]]))
+    tensor([[0, 0, 1]])
+    """
+    return (attention_mask.long().cumsum(1) - 1).clamp_min(0)
+
+
+class PolicyWithValue(nn.Module):
+    """A causal language model (the policy) and a linear value head on its last hidden state.
+
+    The value head starts at zero, as in lm-human-preferences: the first advantages are the
+    returns. It is float32 whatever the trunk computes in.
+    """
+
+    def __init__(self, language_model: PreTrainedModel) -> None:
+        super().__init__()
+        self.language_model = without_dropout(language_model)
+        self.value_head = nn.Linear(language_model.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that prompt and response may have together; None if not limited."""
+        return getattr(self.language_model.config, "max_position_embeddings", None)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch length"],
+        attention_mask: Bool[Tensor, "batch length"],
+        *,
+        keep: int | None = None,
+    ) -> tuple[Float[Tensor, "batch kept vocab"], Float[Tensor, "batch kept"]]:
+        """Logits and values at the last `keep` positions (all of them by default)."""
+        keep = tokens.shape[1] if keep is None else keep
+        check_number("PolicyWithValue.forward", 1, tokens.shape[1], keep=keep)
+        output = self.language_model(
+            input_ids=tokens,
+            attention_mask=attention_mask.long(),
+            position_ids=position_ids(attention_mask),
+            output_hidden_states=True,
+            use_cache=False,
+            logits_to_keep=keep,  # the vocabulary's projection is most of the memory
+        )
+        hidden = output.hidden_states[-1][:, -keep:]
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = self.value_head(hidden.to(self.value_head.weight.dtype))
+        return output.logits[:, -keep:], values.squeeze(-1)
+
+
+class RewardModel(nn.Module):
+    """A transformer with a scalar head, `body.score`, read at the last real token (EOS).
+
+    transformers' own GPT2ForSequenceClassification finds that token by looking for padding, and
+    where the padding token is EOS, as for GPT-2, it reads the token *before* EOS.
+    """
+
+    def __init__(self, body: PreTrainedModel) -> None:
+        super().__init__()
+        if getattr(body, "score", None) is None or body.config.num_labels != 1:
+            came = f"{type(body).__name__} with num_labels={body.config.num_labels}"
+            fail("RewardModel", "body", "have a head named score with one label", came)
+        self.body = without_dropout(body)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch length"], attention_mask: Bool[Tensor, "batch length"]
+    ) -> Float[Tensor, " batch"]:
+        """One score for each row; padding may stand on either side."""
+        hidden = self.body.base_model(
+            input_ids=tokens,
+            attention_mask=attention_mask.long(),
+            position_ids=position_ids(attention_mask),
+            use_cache=False,
+        ).last_hidden_state
+        last = attention_mask.shape[1] - 1 - attention_mask.long().flip(1).argmax(1)
+        head: Any = self.body.score
+        return head(hidden[torch.arange(len(hidden)), last]).squeeze(-1).float()
+
+
+def without_dropout(model: M) -> M:
+    """Set every dropout probability of the model to 0, in place, and return the model."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "attn_dropout"):  # kept as plain numbers
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """transformers draws bars for loading and saving, which take no time here."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def frozen_copy(module: M) -> M:
+    """The reference: a copy in eval mode that receives no gradients."""
+    return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def load_policy(
+    name: str | Path = "tiny-gpt2-sft", *, lora: dict[str, Any] | None = None
+) -> tuple[PolicyWithValue, PreTrainedTokenizerBase]:
+    """A policy with a fresh value head, and its tokenizer.
+
+    Args:
+        name: a shipped model, a local folder, or any causal language model of the hub ("gpt2").
+            Shipped models and folders never touch the network.
+        lora: keywords of peft's LoraConfig, such as {"r": 8}: only adapters and the value head
+            learn, and `PPOTrainer(policy, None, ...)` takes the policy without its adapters as
+            the reference. Needs the extra "lora".
+
+    Raises:
+        ValueError: no such model here, and the hub cannot be reached (found out in under 5 s);
+            a folder without safetensors; more tokens in the tokenizer than in the model.
+    """
+    path = find_model("load_policy", name)
+    model, tokenizer = _load(AutoModelForCausalLM, path)
+    if lora is not None:
+        from peft import LoraConfig, get_peft_model  # an extra
+
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    return PolicyWithValue(model), tokenizer
+
+
+def load_reward_model(name: str | Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
+    """A reward model and its tokenizer: a sequence classifier with one label. See `load_policy`."""
+    model, tokenizer = _load(
+        AutoModelForSequenceClassification, find_model("load_reward_model", name)
+    )
+    return RewardModel(model), tokenizer
+
+
+def find_model(caller: str, name: str | Path) -> str:
+    """A local folder for a shipped name, a path or a cached model; else a name the hub knows."""
+    if name in SHIPPED_MODELS:
+        return str(shipped(str(name)))
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(str(name), local_files_only=True))
+        except (HFValidationError, LocalEntryNotFoundError):
+            return _ask_hub(caller, str(name))
+    if not any(folder.glob("*.safetensors")):
+        fail(caller, "name", "be a folder with safetensors (nothing is unpickled)", str(name))
+    return str(folder)
+
+
+def _ask_hub(caller: str, name: str) -> str:
+    """One request without retries: left to themselves, the libraries try for 23 to 46 seconds."""
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=3)
+    except Exception as error:  # the hub's, the network's and the proxy's errors share no base
+        must = (
+            f"be a shipped model ({', '.join(SHIPPED_MODELS)}), a local folder, or a model that "
+            "the Hugging Face hub can deliver now (offline: download it once where there is a "
+            "network, then pass its folder)"
+        )
+        raise ValueError(
+            f"{caller}: name must {must}, got '{name}' ({type(error).__name__})."
+        ) from error
+    return name
+
+
+def _load(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    local = {"local_files_only": Path(path).is_dir()}
+    # With peft installed, the Auto classes would also ask the hub for an adapter.
+    with no_progress_bars():
+        model = kind.from_pretrained(
+            path, use_safetensors=True, dtype=torch.float32, adapter_kwargs=dict(local), **local
+        )
+    tokenizer = AutoTokenizer.from_pretrained(path, **local)
+    if tokenizer.eos_token_id is None:
+        fail("load", f"the tokenizer of {path}", "have an end-of-text token", "none")
+    if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
+        must = f"have no more tokens than the model has embeddings ({rows})"
+        fail("load", f"the tokenizer of {path}", must, len(tokenizer))
+    return model, tokenizer
