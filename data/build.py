@@ -1,4 +1,4 @@
-"""Make everything in this folder from seeds: python data/build.py world [--out DIR]
+"""Make everything in this folder from seeds: python data/build.py world [--out DIR].
 
 Texts, tokenizer, the three tiny GPT-2s, the manifest (sizes, sha256, versions, figures) and the
 figures of the data card. About 15 minutes on 2 cores. Needs no network and no GPU.
@@ -30,15 +30,7 @@ from minippo import sequence_log_prob, token_log_probs, world
 from minippo.data import sha256, write_jsonl
 from minippo.models import PolicyWithValue, RewardModel, load_policy, load_reward_model
 from minippo.reward_model import preference_accuracy, train_reward_model
-from minippo.rollout import (
-    Responses,
-    decode,
-    encode,
-    encode_prompts,
-    evaluate,
-    generate,
-    score_with,
-)
+from minippo.rollout import Responses, encode, evaluate, respond, score_with
 from minippo.sft import FitConfig, train_sft
 
 HERE = Path(__file__).parent
@@ -56,7 +48,6 @@ SEEDS = {"base": 1, "demonstrations": 2, "pairs": 3, "held out": 4, "models": 5}
 N_BASE, N_HELD_OUT = 150_000, 2_000
 N_DEMONSTRATIONS, DEMONSTRATION_EPOCHS = 4_000, 3
 N_PAIRS, N_HELD_OUT_PAIRS = 20_000, 4_000
-MAX_NEW_TOKENS = 40
 Figures = dict[str, Any]
 
 
@@ -192,25 +183,6 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def sample(
-    policy: PolicyWithValue, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int
-) -> list[str]:
-    """One response to each prompt."""
-    generator, texts = torch.Generator().manual_seed(seed), []
-    for start in range(0, len(prompts), 256):
-        ids, mask = encode_prompts(tokenizer, prompts[start : start + 256])
-        responses = generate(
-            policy,
-            ids,
-            mask,
-            max_new_tokens=MAX_NEW_TOKENS,
-            eos_token_id=tokenizer.eos_token_id,
-            uniforms=torch.rand(len(ids), MAX_NEW_TOKENS, generator=generator),
-        )
-        texts += decode(tokenizer, responses)[1]
-    return texts
-
-
 def make_pairs(
     policy: PolicyWithValue,
     tokenizer: PreTrainedTokenizerBase,
@@ -222,7 +194,7 @@ def make_pairs(
     """Two of the policy's responses to a prompt, and the annotator's choice; ties are redrawn."""
     rng = random.Random(seed)
     asked = [rng.choice(prompts) for _ in range(n)]
-    texts = sample(policy, tokenizer, [p for p in asked for _ in range(2)], seed)
+    texts = respond(policy, tokenizer, [p for p in asked for _ in range(2)], seed=seed)
     pairs = []
     for prompt, a, b in zip(asked, texts[::2], texts[1::2], strict=True):
         first = annotator.prefers(prompt, a, b, rng)
@@ -290,7 +262,7 @@ def measure_base(
 def measure_responses(policy: PolicyWithValue, tokenizer: PreTrainedTokenizerBase) -> Figures:
     """What the model writes to held-out prompts, 40 responses to each."""
     prompts = [prompt for prompt in world.PROMPTS_HELD_OUT for _ in range(40)]
-    pairs = list(zip(prompts, sample(policy, tokenizer, prompts, seed=0), strict=True))
+    pairs = list(zip(prompts, respond(policy, tokenizer, prompts), strict=True))
     gold = torch.tensor([world.gold(p, r) for p, r in pairs])
     return {
         "responses": len(pairs),

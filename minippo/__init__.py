@@ -15,12 +15,7 @@ from minippo.advantages import (
     shape_rewards,
     td_errors,
 )
-from minippo.alternatives import (
-    best_of_n_kl,
-    dpo_loss,
-    group_advantages,
-    leave_one_out_advantages,
-)
+from minippo.alternatives import best_of_n_kl, dpo_loss, group_advantages, leave_one_out_advantages
 from minippo.kl import AdaptiveKL, FixedKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.log_probs import entropy, sequence_log_prob, token_log_probs
 from minippo.losses import (

@@ -30,7 +30,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         sizes: dict[str, Any] = {}  # what each axis turned out to be, shared by all arguments
         for name, value in signature.bind(*args, **kwargs).arguments.items():
-            if name in specs and not (value is None and annotations[name] is not Tensor):
+            optional = type(None) in typing.get_args(annotations.get(name))
+            if name in specs and not (value is None and optional):
                 _check_tensor(function.__name__, name, value, specs[name], sizes)
         return function(*args, **kwargs)
 
@@ -105,9 +106,9 @@ def check_mask(caller: str, mask: Tensor) -> None:
 
 def check_response_mask(caller: str, mask: Tensor) -> None:
     """Each row must be ones (the real tokens, at least one) and then zeros (the padding)."""
-    if mask.device.type != "cpu" or mask.numel() == 0:
+    if mask.device.type != "cpu" or len(mask) == 0:
         return
-    if (bad := ~mask[:, 0]).any():
+    if (bad := ~mask[:, :1].any(1)).any():
         row = int(bad.nonzero()[0])
         fail(
             caller, "mask", "hold at least one real token in each row, first", f"none in row {row}"

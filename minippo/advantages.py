@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, where
 
-from minippo._validate import check_mask, check_number, check_response_mask, checked
+from minippo._validate import check_mask, check_number, check_response_mask, checked, upcast
 from minippo.masking import masked_var
 
 
@@ -158,5 +158,8 @@ def explained_variance(
     tensor(0.7500)
     """
     check_mask("explained_variance", mask)
-    total = masked_var(returns, mask)
-    return where(total == 0, torch.nan, 1 - masked_var(returns - values, mask) / total)
+    values, returns = upcast(values), upcast(returns)
+    least = where(mask, returns, torch.inf).min()  # rounding can give constants a variance
+    constant = least == where(mask, returns, -torch.inf).max()
+    share = masked_var(returns - values, mask) / masked_var(returns, mask)
+    return where(constant, torch.nan, 1 - share)

@@ -5,7 +5,7 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
-from minippo._validate import check_number, checked, fail
+from minippo._validate import check_number, checked, fail, upcast
 from minippo.losses import bradley_terry_loss
 
 
@@ -28,9 +28,9 @@ def dpo_loss(
     tensor([0.3133])
     """
     check_number("dpo_loss", 0, above=True, beta=beta)
-    return bradley_terry_loss(
-        beta * (policy_chosen - ref_chosen), beta * (policy_rejected - ref_rejected)
-    )
+    chosen = upcast(policy_chosen) - upcast(ref_chosen)
+    rejected = upcast(policy_rejected) - upcast(ref_rejected)
+    return bradley_terry_loss(beta * chosen, beta * rejected)
 
 
 @checked
@@ -47,6 +47,7 @@ def group_advantages(
     tensor([[-1.,  1.]])
     """
     _check_groups("group_advantages", scores)
+    scores = upcast(scores)
     centred = scores - scores.mean(1, keepdim=True)
     return (
         centred * (scores.var(1, correction=0, keepdim=True) + 1e-8).rsqrt()

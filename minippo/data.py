@@ -30,7 +30,7 @@ def shipped(name: str) -> Path:
         fail("shipped", "name", f"be one of {', '.join(SHIPPED_MODELS + SHIPPED_TEXTS)}", name)
     path = DATA / name if name in SHIPPED_MODELS else DATA / f"{name}.jsonl"
     recorded = json.loads((DATA / "manifest.json").read_text())["files"]
-    files = {f: r for f, r in recorded.items() if DATA / f == path or DATA / f in path.glob("*")}
+    files = {f: r for f, r in recorded.items() if (DATA / f).is_relative_to(path)}
     for file, record in files.items():
         if not (DATA / file).is_file() or sha256(DATA / file) != record["sha256"]:
             came = "another content" if (DATA / file).is_file() else "no file"
@@ -77,6 +77,8 @@ def load_prompts(source: str | Path) -> list[str]:
         fail("load_prompts", "source", f"be a file, or one of {known}", str(source))
     if kind is None:
         fail("load_prompts", "source", "end in .jsonl, .json, .csv, .parquet or .txt", path.name)
+    if not path.stat().st_size:
+        fail("load_prompts", path.name, "hold at least one prompt", "an empty file")
     from datasets import load_dataset  # here: it costs a second, and few need it
 
     table = load_dataset(kind, data_files=str(path), split="train")

@@ -8,7 +8,7 @@ one (per state, on-policy), and k3's is the gradient of KL(reference || policy).
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, inf
 
 from minippo._validate import check_number, checked, upcast
 
@@ -80,7 +80,9 @@ def exact_kl(
     log_p = (upcast(logits) / temperature).log_softmax(-1)
     log_q = (upcast(ref_logits) / temperature).log_softmax(-1)
     p = log_p.exp()
-    return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(-1)
+    kl = (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(-1)
+    ruled_out = (log_q == -inf) & (log_p > -inf)  # also where p is too small for a float
+    return kl.masked_fill(ruled_out.any(-1), inf)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, maximum, minimum, where
 from torch.nn.functional import softplus
 
-from minippo._validate import check_number, checked, fail, upcast
+from minippo._validate import check_mask, check_number, check_tokens, checked, fail, upcast
 from minippo.log_probs import token_log_probs
 from minippo.masking import masked_mean
 
@@ -165,7 +165,12 @@ def sft_loss(
     >>> sft_loss(zeros(1, 2, 4), tensor([[3, 0]]), tensor([[True, False]]))  # log 4
     tensor(1.3863)
     """
-    return -masked_mean(token_log_probs(logits, tokens), mask)
+    check_mask("sft_loss", mask)
+    tokens = where(mask, tokens, 0)
+    check_tokens("sft_loss", tokens, logits.shape[-1])
+    # Padding's logits are replaced before the arithmetic: NaN would come back as a gradient.
+    log_probs = token_log_probs(where(mask.unsqueeze(-1), logits, 0.0), tokens)
+    return -masked_mean(log_probs, mask)
 
 
 @checked
@@ -184,7 +189,10 @@ def reinforce_loss(
 
 
 def _band(caller: str, clip_range: ClipRange, dual_clip: float | None) -> tuple[float, float]:
-    low, high = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
+    band = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
+    if len(band) != 2:
+        fail(caller, "clip_range", "be one number or (low, high)", band)
+    low, high = band
     check_number(caller, 0, 1, clip_range=low)
     check_number(caller, 0, clip_range=high)
     if dual_clip is not None:

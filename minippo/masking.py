@@ -34,7 +34,8 @@ def masked_var(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Floa
     tensor(1.)
     """
     check_mask("masked_var", mask)
-    return masked_mean((upcast(x) - masked_mean(x, mask)) ** 2, mask)
+    x = where(mask, upcast(x), 0.0)  # before the arithmetic: NaN would come back as a gradient
+    return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
 
 @checked
@@ -55,7 +56,7 @@ def whiten(
             [ 0.7071,  1.4142,  0.0000]])
     """
     check_mask("whiten", mask)
-    x = upcast(x)
+    x = where(mask, upcast(x), 0.0)
     mean = masked_mean(x, mask)
     scale = where(mask.sum() < 2, 1.0, (masked_var(x, mask) + 1e-8).rsqrt())
     return where(mask, (x - mean) * scale + (mean if keep_mean else 0.0), 0.0)

@@ -5,6 +5,7 @@ configuration says 0.1, and then the ratio would differ from 1 before anything w
 """
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ class PolicyWithValue(nn.Module):
     returns. It is float32 whatever the trunk computes in.
     """
 
-    def __init__(self, language_model: PreTrainedModel) -> None:
+    def __init__(self, language_model: PreTrainedModel | Any) -> None:  # or peft's wrapper of one
         super().__init__()
         self.language_model = without_dropout(language_model)
         self.value_head = nn.Linear(language_model.config.get_text_config().hidden_size, 1)
@@ -161,7 +162,10 @@ def load_policy(
     if lora is not None:
         from peft import LoraConfig, get_peft_model  # an extra
 
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+        with warnings.catch_warnings():
+            # GPT-2's layers store their weights transposed: peft notices by itself, and says so.
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     return PolicyWithValue(model), tokenizer
 
 

@@ -280,6 +280,37 @@ def _inverse_cdf(
     return torch.searchsorted(cdf, u.double().unsqueeze(1) * cdf[:, -1:], right=True).squeeze(1)
 
 
+def respond(
+    policy: PolicyWithValue,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 40,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> list[str]:
+    """One sampled answer to each prompt, as text; the same ones for the same seed."""
+    uniforms = torch.rand(
+        len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed)
+    )
+    device, texts = next(policy.parameters()).device, list[str]()
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        ids, mask = encode_prompts(tokenizer, prompts[part])
+        responses = generate(
+            policy,
+            ids.to(device),
+            mask.to(device),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=tokenizer.eos_token_id,
+            temperature=temperature,
+            uniforms=uniforms[part].to(device),
+        )
+        texts += decode(tokenizer, responses)[1]
+    return texts
+
+
 def evaluate(
     policy: nn.Module, responses: Responses
 ) -> tuple[Float[Tensor, "batch time vocab"], Float[Tensor, "batch time"], Float[Tensor, " batch"]]:
@@ -499,7 +530,7 @@ def load_score(
 def _retokenize(
     theirs: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, responses: Responses
 ) -> Responses:
-    ended = (responses.ids == theirs.eos_token_id).any(1)
+    ended = ((responses.ids == theirs.eos_token_id) & responses.mask).any(1)
     ends = [own.eos_token_id]
     rows = [
         own(prompt)["input_ids"] + own(text, add_special_tokens=False)["input_ids"] + ends * stop

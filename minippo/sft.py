@@ -90,7 +90,7 @@ def fit(
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                history.append(float(step_loss))
+                history.append(step_loss.item())
                 if not torch.isfinite(step_loss):
                     raise FloatingPointError(f"{name}: loss {history[-1]} at step {len(history)}")
                 bar.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
@@ -99,7 +99,13 @@ def fit(
     return history
 
 
-def train_sft(policy: PolicyWithValue, responses: Responses, config: FitConfig) -> list[float]:
+def train_sft(
+    policy: PolicyWithValue,
+    responses: Responses,
+    config: FitConfig,
+    *,
+    name: str = "supervised fine-tuning",
+) -> list[float]:
     """Teach the policy to write these responses to these prompts; nats per token by step.
 
     Only the responses' tokens are targets. With prompts that hold nothing but the beginning of
@@ -110,4 +116,4 @@ def train_sft(policy: PolicyWithValue, responses: Responses, config: FitConfig) 
         batch = responses[rows].trim().to(next(model.parameters()).device)
         return sft_loss(evaluate(model, batch)[0], batch.ids, batch.mask)
 
-    return fit(policy, len(responses), loss, config, name="supervised fine-tuning")
+    return fit(policy, len(responses), loss, config, name=name)

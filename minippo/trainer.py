@@ -34,14 +34,7 @@ from minippo.log_probs import token_log_probs
 from minippo.masking import masked_mean, whiten
 from minippo.models import PolicyWithValue, no_progress_bars
 from minippo.ppo import PPOConfig, ppo_loss
-from minippo.rollout import (
-    Responses,
-    Rollout,
-    Score,
-    collect,
-    encode_prompts,
-    evaluate,
-)
+from minippo.rollout import Responses, Rollout, Score, collect, encode_prompts, evaluate
 from minippo.sft import make_accelerator
 
 Stats = dict[str, float]

@@ -1,8 +1,12 @@
 """A tiny policy and its tokenizer, made in milliseconds: what the trainer's tests run on."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
+from torch import Tensor, nn
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -10,7 +14,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from minippo.models import PolicyWithValue, RewardModel
+from minippo.models import PolicyWithValue, RewardModel, frozen_copy
+from minippo.ppo import PPOConfig
+from minippo.rollout import Responses, Score
+from minippo.trainer import Callback, PPOTrainer
 
 WORDS = ["<|endoftext|>", "a", "b", "c", "d", "e", "f", "good", "bad", "fine", "so", "very"]
 EOS = 0
@@ -49,3 +56,65 @@ def reward_model(seed: int = 1) -> RewardModel:
 
 
 PROMPTS = ["a b", "c", "d e f", "b b b a", "f", "e d"]
+GOOD = WORDS.index("good")
+
+
+def good_count(responses: Responses) -> Tensor:
+    """The score of the trainer's tests: how often a response says "good"."""
+    return (responses.mask & (responses.ids == GOOD)).sum(1).float()
+
+
+SMALL = {"rollout_size": 6, "minibatch_size": 6, "max_new_tokens": 6, "epochs": 2}
+
+
+def trainer(
+    *,
+    policy: PolicyWithValue | None = None,
+    reference: PolicyWithValue | None = None,
+    score: Score = good_count,
+    make: Callable[..., PPOConfig] = PPOConfig,
+    callbacks: Sequence[Callback] = (),
+    log_with: str | None = None,
+    log_dir: str | Path = "runs",
+    **changes: object,
+) -> PPOTrainer:
+    """A trainer of a tiny policy whose reference is that policy; `changes` are the config's."""
+    policy = PolicyWithValue(language_model()).eval() if policy is None else policy
+    return PPOTrainer(
+        policy,
+        frozen_copy(policy) if reference is None else reference,
+        score,
+        tokenizer(),
+        make(**(SMALL | changes)),
+        callbacks=callbacks,
+        log_with=log_with,
+        log_dir=log_dir,
+    )
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights, to be compared with later ones."""
+    return {name: x.detach().clone() for name, x in module.state_dict().items()}
+
+
+def spread(responses: Responses) -> Tensor:
+    """A score that differs from response to response: the mean of the token ids."""
+    mask = responses.mask
+    return torch.where(mask, responses.ids, 0).sum(1).float() / mask.sum(1)
+
+
+class Table(nn.Module):
+    """A policy without a network: its logits and values are its parameters.
+
+    The last token of the prompt is the number of the row; logits[row, t] are those of the state
+    before token t, so that what a loss does to them can be worked out by hand.
+    """
+
+    def __init__(self, logits: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.logits, self.values = nn.Parameter(logits), nn.Parameter(values)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor, *, keep: int) -> tuple[Tensor, ...]:
+        """Prompt and response of these rows, whose time is keep - 1."""
+        rows = tokens[:, tokens.shape[1] - keep]
+        return self.logits[rows, :keep], self.values[rows, :keep]

@@ -1,0 +1,39 @@
+# make lab | demo | test | slow | lint | notebooks | data: each sets up .venv by itself when needed.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# Tests and stored notebooks never ask the network, and their bars are not stored.
+QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1
+
+.PHONY: lab demo test slow lint notebooks data
+
+lab: $(READY)
+	$(RUN) -m jupyter lab notebooks/00_start_here.ipynb
+
+demo: $(READY)
+	$(RUN) -m minippo demo
+
+test: $(READY)
+	$(QUIET) $(RUN) -m pytest
+
+slow: $(READY)
+	$(QUIET) $(RUN) -m pytest -m slow tests
+
+lint: $(READY)
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+	$(RUN) -m codespell_lib
+
+notebooks: $(READY)
+	$(QUIET) $(RUN) -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+
+data: $(READY)
+	$(RUN) data/build.py world
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"minippo needs Python 3.11 or newer, got {v}. Say which: make $(MAKECMDGOALS) PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement requirements.txt
+	@touch $(READY)

@@ -1,0 +1,7 @@
+"""python -m minippo: see `minippo.cli`."""
+
+import sys
+
+from minippo.cli import main
+
+sys.exit(main())

@@ -1,0 +1,278 @@
+"""The formulas once more, as slow loops over Python floats, written from the papers.
+
+A vector is a list of floats, a batch is a list of rows, a mask is a list of rows of bools. Python's
+floats are float64, so these are the expected values of tests; `gradient` gives the expected slopes.
+Nothing here comes from minippo or from torch.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+Row = list[float]
+Rows = list[list[float]]
+Mask = list[list[bool]]
+
+# Central differences with a step of 1e-6 are right to about 9 digits, and no further.
+DIFFERENCES = {"rtol": 1e-6, "atol": 1e-8}
+
+
+def gradient(f: Callable[[Any], float], x: Any, step: float = 1e-6) -> Any:
+    """df/dx for each number in the nested lists x, by central differences."""
+    x = copy.deepcopy(x)
+
+    def walk(part: Any) -> Any:
+        slopes: list[Any] = []
+        for i, leaf in enumerate(part):
+            if isinstance(leaf, list):
+                slopes.append(walk(leaf))
+                continue
+            part[i] = leaf + step
+            above = f(x)
+            part[i] = leaf - step
+            slopes.append((above - f(x)) / (2 * step))
+            part[i] = leaf
+        return slopes
+
+    return walk(x)
+
+
+def prefix_mask(lengths: list[int], time: int) -> Mask:
+    """Rows of ones, then zeros."""
+    return [[t < length for t in range(time)] for length in lengths]
+
+
+def real(x: Rows, mask: Mask) -> Row:
+    """The numbers under True, in one list."""
+    return [x[i][t] for i in range(len(x)) for t in range(len(x[i])) if mask[i][t]]
+
+
+# ---- log_probs -------------------------------------------------------------------------------
+
+
+def log_softmax(z: Row, temperature: float = 1.0) -> Row:
+    """log of exp(z_i / T) / sum exp(z_j / T)."""
+    top = max(z)
+    total = sum(math.exp((x - top) / temperature) for x in z)
+    return [(x - top) / temperature - math.log(total) for x in z]
+
+
+def token_log_probs(logits: list[Rows], tokens: list[list[int]], temperature: float = 1.0) -> Rows:
+    """log p(token), position by position."""
+    return [
+        [log_softmax(z, temperature)[token] for z, token in zip(row, ids, strict=True)]
+        for row, ids in zip(logits, tokens, strict=True)
+    ]
+
+
+def sequence_log_prob(log_probs: Rows, mask: Mask) -> Row:
+    """The sum of each row's real tokens."""
+    return [
+        sum(x for x, m in zip(*pair, strict=True) if m)
+        for pair in zip(log_probs, mask, strict=True)
+    ]
+
+
+def entropy(z: Row, temperature: float = 1.0) -> float:
+    """-sum of p log p, where 0 log 0 = 0."""
+    return -sum(math.exp(lp) * lp for lp in log_softmax(z, temperature) if lp > -math.inf)
+
+
+# ---- masking ---------------------------------------------------------------------------------
+
+
+def masked_mean(x: Rows, mask: Mask) -> float:
+    """Sum over the real tokens, divided by their number."""
+    return sum(real(x, mask)) / len(real(x, mask))
+
+
+def masked_var(x: Rows, mask: Mask) -> float:
+    """Population variance: divided by n."""
+    mean = masked_mean(x, mask)
+    return sum((y - mean) ** 2 for y in real(x, mask)) / len(real(x, mask))
+
+
+def whiten(x: Rows, mask: Mask, keep_mean: bool = False) -> Rows:
+    """(x - mean) / sqrt(variance + 1e-8), zero on padding."""
+    mean, scale = masked_mean(x, mask), math.sqrt(masked_var(x, mask) + 1e-8)
+    return [
+        [(y - mean) / scale + keep_mean * mean if m else 0.0 for y, m in zip(*pair, strict=True)]
+        for pair in zip(x, mask, strict=True)
+    ]
+
+
+# ---- advantages ------------------------------------------------------------------------------
+
+
+def shape_rewards(scores: Row, kl: Rows, mask: Mask, kl_coef: float) -> Rows:
+    """-kl_coef * kl on each real token; the score on the last of them."""
+    rewards = []
+    for i in range(len(kl)):
+        last = max(t for t in range(len(kl[i])) if mask[i][t])
+        rewards.append(
+            [
+                (-kl_coef * kl[i][t] if mask[i][t] else 0.0) + (scores[i] if t == last else 0.0)
+                for t in range(len(kl[i]))
+            ]
+        )
+    return rewards
+
+
+def discounted_sum(x: Rows, discount: float) -> Rows:
+    """y_t = sum over k >= t of discount^(k - t) * x_k."""
+    return [
+        [sum(discount ** (k - t) * row[k] for k in range(t, len(row))) for t in range(len(row))]
+        for row in x
+    ]
+
+
+def td_errors(
+    rewards: Rows, values: Rows, mask: Mask, gamma: float = 1.0, bootstrap: Row | None = None
+) -> Rows:
+    """r_t + gamma * V_(t+1) - V_t; after the last real token comes the bootstrap, or 0."""
+    deltas = []
+    for i in range(len(rewards)):
+        length, row = sum(mask[i]), []
+        for t in range(len(rewards[i])):
+            after = bootstrap[i] if bootstrap is not None else 0.0
+            next_value = values[i][t + 1] if t + 1 < length else after
+            row.append(rewards[i][t] + gamma * next_value - values[i][t] if t < length else 0.0)
+        deltas.append(row)
+    return deltas
+
+
+def gae(
+    rewards: Rows,
+    values: Rows,
+    mask: Mask,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: Row | None = None,
+) -> Rows:
+    """Schulman et al. 2016, eq. 11 to 16: the weighted mean of the k-step advantages.
+
+    A^(k) = r_t + ... + gamma^(k-1) r_(t+k-1) + gamma^k V_(t+k) - V_t has the weight
+    (1 - lam) lam^(k-1), and the last one, which reaches the end, all the weight that is left.
+    """
+    advantages = []
+    for i in range(len(rewards)):
+        length = sum(mask[i])
+        end = bootstrap[i] if bootstrap is not None else 0.0
+        row = [0.0] * len(rewards[i])
+        for t in range(length):
+            for k in range(1, length - t + 1):
+                tail = values[i][t + k] if t + k < length else end
+                gain = sum(gamma**j * rewards[i][t + j] for j in range(k)) + gamma**k * tail
+                weight = lam ** (k - 1) * ((1 - lam) if t + k < length else 1.0)
+                row[t] += weight * (gain - values[i][t])
+        advantages.append(row)
+    return advantages
+
+
+def monte_carlo_returns(rewards: Rows, mask: Mask, gamma: float = 1.0) -> Rows:
+    """R_t = sum over real k >= t of gamma^(k - t) * r_k."""
+    return [
+        [
+            sum(gamma ** (k - t) * row[k] for k in range(t, len(row)) if m[k]) if m[t] else 0.0
+            for t in range(len(row))
+        ]
+        for row, m in zip(rewards, mask, strict=True)
+    ]
+
+
+def explained_variance(values: Rows, returns: Rows, mask: Mask) -> float:
+    """1 - Var(R - V) / Var(R)."""
+    errors = [
+        [r - v for r, v in zip(*pair, strict=True)] for pair in zip(returns, values, strict=True)
+    ]
+    return 1 - masked_var(errors, mask) / masked_var(returns, mask)
+
+
+# ---- losses: one element at a time -----------------------------------------------------------
+
+
+def clipped_surrogate(
+    r: float, a: float, low: float, high: float, dual_clip: float | None = None
+) -> float:
+    """Schulman et al. 2017, eq. 7, with the sign turned; dual clip: Ye et al. 2020, eq. 5."""
+    inside = 1 - low if r < 1 - low else 1 + high if r > 1 + high else r
+    objective = min(r * a, inside * a)
+    if dual_clip is not None and a < 0:
+        objective = max(objective, dual_clip * a)
+    return -objective
+
+
+def value_loss(
+    v: float, target: float, old: float | None = None, clip_range: float | None = None
+) -> float:
+    """0.5 * max of the two squared errors."""
+    loss = 0.5 * (v - target) ** 2
+    if old is not None and clip_range is not None:
+        near = min(max(v, old - clip_range), old + clip_range)
+        loss = max(loss, 0.5 * (near - target) ** 2)
+    return loss
+
+
+def bradley_terry_loss(chosen: float, rejected: float, margin: float = 0.0) -> float:
+    """-log of 1 / (1 + exp(-(chosen - rejected - margin)))."""
+    return -math.log(1 / (1 + math.exp(-(chosen - rejected - margin))))
+
+
+def sft_loss(logits: list[Rows], tokens: list[list[int]], mask: Mask) -> float:
+    """The mean surprise at the real tokens."""
+    return -masked_mean(token_log_probs(logits, tokens), mask)
+
+
+# ---- kl --------------------------------------------------------------------------------------
+
+
+def kl_k1(log_p: float, log_q: float) -> float:
+    """log p - log q."""
+    return log_p - log_q
+
+
+def kl_k2(log_p: float, log_q: float) -> float:
+    """Half the square of k1."""
+    return (log_p - log_q) ** 2 / 2
+
+
+def kl_k3(log_p: float, log_q: float) -> float:
+    """r - 1 - log r with r = q / p."""
+    ratio = math.exp(log_q) / math.exp(log_p)
+    return ratio - 1 - math.log(ratio)
+
+
+def exact_kl(z: Row, ref: Row, temperature: float = 1.0) -> float:
+    """Sum of p (log p - log q), where 0 log 0 = 0."""
+    pairs = zip(log_softmax(z, temperature), log_softmax(ref, temperature), strict=True)
+    return sum(math.exp(lp) * (lp - lq) for lp, lq in pairs if lp > -math.inf)
+
+
+# ---- alternatives ----------------------------------------------------------------------------
+
+
+def dpo_loss(pc: float, pr: float, rc: float, rr: float, beta: float) -> float:
+    """Rafailov et al. 2023, eq. 7."""
+    return -math.log(1 / (1 + math.exp(-(beta * (pc - rc) - beta * (pr - rr)))))
+
+
+def group_advantages(scores: Rows, normalize: bool = True) -> Rows:
+    """(score - mean) / sqrt(population variance + 1e-8), group by group."""
+    groups = []
+    for group in scores:
+        mean = sum(group) / len(group)
+        var = sum((s - mean) ** 2 for s in group) / len(group)
+        groups.append([(s - mean) / (math.sqrt(var + 1e-8) if normalize else 1) for s in group])
+    return groups
+
+
+def leave_one_out_advantages(scores: Rows) -> Rows:
+    """score - mean of the others, group by group."""
+    return [
+        [
+            group[i] - sum(group[j] for j in range(len(group)) if j != i) / (len(group) - 1)
+            for i in range(len(group))
+        ]
+        for group in scores
+    ]

@@ -1,0 +1,166 @@
+"""The package is built in layers: an import goes to a lower layer, or within a row to the left."""
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "minippo"
+
+MATHS = {"torch", "jaxtyping"}
+# With transformers come the two libraries that it reads and writes with, and its adapters.
+THINGS = MATHS | {"transformers", "datasets", "huggingface_hub", "safetensors", "peft"}
+STAGES = THINGS | {"accelerate", "tqdm"}
+EDGE = STAGES | {"matplotlib", "ipywidgets", "IPython", "PIL", "numpy"}
+ROWS = [
+    ("_validate", MATHS),
+    ("log_probs masking advantages losses kl alternatives", MATHS),
+    ("__init__", set()),  # `import minippo` is the mathematics
+    ("data world models", THINGS),
+    ("rollout sft reward_model", STAGES),
+    ("ppo trainer", STAGES),
+    ("record plots widgets misconceptions checks cli __main__", EDGE),
+]
+# Lower, or further to the left, is smaller: a total order, so there can be no cycle.
+PLACE = {name: (i, j) for i, (row, _) in enumerate(ROWS) for j, name in enumerate(row.split())}
+THIRD_PARTY = {name: allowed for row, allowed in ROWS for name in row.split()}
+
+
+def imports(source: str, modules: set[str]) -> set[str]:
+    """What a module imports, at any depth: "torch", or "minippo.kl" for one of our own."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "minippo" if node.level else ""
+            base += ("." if node.level and node.module else "") + (node.module or "")
+            own = base == "minippo"
+            names = [f"minippo.{a.name}" for a in node.names if own and a.name in modules]
+            if not own or len(names) < len(node.names):
+                names.append(base)
+        else:
+            continue
+        for name in names:
+            top, *rest = name.split(".")
+            found.add(f"minippo.{(rest or ['__init__'])[0]}" if top == "minippo" else top)
+    return found
+
+
+def complaints(sources: dict[str, str]) -> list[str]:
+    """What is wrong with a package, given the text of each of its modules."""
+    wrong = []
+    for name, source in sources.items():
+        if name not in PLACE:
+            wrong.append(f"{name} is in no layer")
+            continue
+        for found in sorted(imports(source, set(sources))):
+            if found.startswith("minippo."):
+                target = found.removeprefix("minippo.")
+                if target not in PLACE:
+                    wrong.append(f"{name} imports {target}, which is in no layer")
+                elif PLACE[target] >= PLACE[name]:
+                    wrong.append(f"{name} imports {target}, which is not below it")
+                elif name == "__init__" and PLACE[target][0] == 0:
+                    wrong.append("__init__ re-exports the mathematics alone")
+            elif found not in sys.stdlib_module_names and found not in THIRD_PARTY[name]:
+                wrong.append(f"{name} imports {found}, which its layer may not")
+    return wrong
+
+
+def sources() -> dict[str, str]:
+    """Module name -> text; a folder counts as the module of its name."""
+    found: dict[str, str] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if name != "_data":
+            found[name] = found.get(name, "") + "\n" + path.read_text(encoding="utf-8")
+    return found
+
+
+def code_lines(source: str) -> int:
+    """Lines that are neither blank, nor comment alone, nor docstring."""
+    lines = set()
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    silent |= {tokenize.ENDMARKER}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in silent:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            doc = node.body[0]
+            lines.difference_update(range(doc.lineno, (doc.end_lineno or 0) + 1))
+    return len(lines)
+
+
+def test_imports_go_down_or_to_the_left():
+    assert complaints(sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "complaint"),
+    [
+        ("losses", "import minippo.kl", "losses imports kl, which is not below it"),
+        ("losses", "from minippo import kl", "losses imports kl, which is not below it"),
+        ("losses", "from . import kl", "losses imports kl, which is not below it"),
+        ("losses", "from .kl import kl_k1", "losses imports kl, which is not below it"),
+        ("kl", "def f():\n    import minippo.ppo", "kl imports ppo, which is not below it"),
+        ("kl", "from minippo import gae", "kl imports __init__, which is not below it"),
+        ("kl", "import minippo.kl", "kl imports kl, which is not below it"),
+        ("kl", "from minippo.extra import x", "kl imports extra, which is in no layer"),
+        ("kl", "if True:\n    import numpy.linalg", "kl imports numpy, which its layer may not"),
+        ("models", "import accelerate", "models imports accelerate, which its layer may not"),
+        ("ppo", "from minippo.plots import show", "ppo imports plots, which is not below it"),
+        ("ppo", "from matplotlib import cm", "ppo imports matplotlib, which its layer may not"),
+        ("plots", "from minippo import widgets", "plots imports widgets, which is not below it"),
+        ("extra", "", "extra is in no layer"),
+        ("__init__", "import torch", "__init__ imports torch, which its layer may not"),
+        ("__init__", "from minippo.data import x", "__init__ imports data, which is not below it"),
+    ],
+)
+def test_an_arrow_upwards_is_found(name, source, complaint):
+    others = dict.fromkeys(set(PLACE) - {name}, "")
+    assert complaints({**others, name: source}) == [complaint]
+
+
+def test_good_arrows_are_left_alone():
+    good = {
+        "kl": "import math\nfrom minippo.losses import value_loss\nfrom jaxtyping import Float",
+        "trainer": "from minippo import gae, rollout\nimport torch.nn as nn\nimport accelerate",
+        "cli": "from minippo.trainer import PPOTrainer\nimport tqdm",
+        "__main__": "from minippo import cli",
+    }
+    assert complaints(good | {"rollout": "", "__init__": "from minippo.kl import kl_k1"}) == []
+
+
+def test_importing_minippo_loads_no_more_than_the_mathematics_needs():
+    heavy = ["transformers", "datasets", "matplotlib", "ipywidgets", "accelerate"]
+    program = f"import sys, minippo; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PACKAGE.parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"
+
+
+def test_code_lines_by_hand():
+    source = '"""Doc\n\nstring."""\n\n# comment\nx = 1  # counts\n\n\ndef f(\n    a,\n):\n'
+    source += '    """Doc."""\n    return """two\nlines"""\n'
+    assert code_lines(source) == 6  # x, def, a, ):, and the two of the return
+
+
+@pytest.mark.parametrize(("first", "last", "limit"), [(1, 1, 350), (0, 5, 1300)])
+def test_the_package_stays_small(first, last, limit):
+    texts = sources()
+    counts = {
+        name: code_lines(texts[name])
+        for row, _ in ROWS[first : last + 1]
+        for name in row.split()
+        if name in texts and name not in ("world", "__init__")  # the world is reported apart
+    }
+    assert sum(counts.values()) <= limit, counts

@@ -1,0 +1,607 @@
+"""Acting and measuring, against transformers, prefix by prefix, and by hand."""
+
+import math
+
+import pytest
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import nn, tensor
+from torch.testing import assert_close
+from transformers import PreTrainedTokenizerFast
+
+from minippo import token_log_probs
+from minippo.models import frozen_copy
+from minippo.rollout import (
+    Responses,
+    _inverse_cdf,
+    check_scores,
+    collect,
+    decode,
+    encode,
+    encode_prompts,
+    ensemble_score,
+    evaluate,
+    generate,
+    left_pad,
+    load_score,
+    response_mask,
+    score_with,
+    text_score,
+)
+from tests import definitions as slow
+from tests import tiny
+from tests.shapes import refuses
+
+EOS, INF, NAN = tiny.EOS, float("inf"), float("nan")
+LAST_UNIFORM = 1 - 2**-24  # the largest float32 that torch.rand gives
+
+
+def sample(policy, prompts=tiny.PROMPTS, *, time=8, uniforms=None, temperature=1.0):
+    ids, mask = encode_prompts(tiny.tokenizer(), prompts)
+    uniforms = torch.rand(len(ids), time) if uniforms is None else uniforms
+    return generate(
+        policy, ids, mask, max_new_tokens=time, eos_token_id=EOS, temperature=temperature,
+        uniforms=uniforms,
+    )  # fmt: skip
+
+
+def valued(seed=0, **changes):
+    """A tiny policy whose values are not all zero."""
+    policy = tiny.policy(seed, **changes)
+    nn.init.normal_(policy.value_head.weight)
+    nn.init.normal_(policy.value_head.bias)
+    return policy
+
+
+def state(policy, prompt, response):
+    """Logits and value after this text, nothing padded, nothing cached, nothing batched."""
+    tokens = tensor([[*prompt, *response]])
+    logits, values = policy(tokens, torch.ones_like(tokens).bool())
+    return logits[0, -1].detach(), values[0, -1].detach()
+
+
+def prompts_of(responses):
+    """Each prompt without its padding."""
+    pairs = zip(responses.prompt_ids, responses.prompt_mask, strict=True)
+    return [ids[mask] for ids, mask in pairs]
+
+
+# ---- left_pad, response_mask, text to tokens and back
+
+
+def test_left_pad_by_hand():
+    ids, mask = left_pad([[5], [6, 7, 8], [9, 1]], pad_token_id=0)
+    assert ids.tolist() == [[0, 0, 5], [6, 7, 8], [0, 9, 1]]
+    assert mask.int().tolist() == [[0, 0, 1], [1, 1, 1], [0, 1, 1]]
+
+
+def test_left_pad_keeps_a_real_token_that_is_the_padding_token():
+    _, mask = left_pad([[0, 0], [0]], pad_token_id=0)
+    assert mask.int().tolist() == [[1, 1], [0, 1]]
+
+
+def test_left_pad_needs_rows_with_tokens():
+    with refuses("left_pad: rows", "none"):
+        left_pad([], 0)
+    with refuses("left_pad: row 1", "none"):
+        left_pad([[1], []], 0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask"),
+    [
+        ([5, 6, 7], [1, 1, 1]),  # cut off: no EOS
+        ([5, 6, 0], [1, 1, 1]),  # EOS on the last column is real
+        ([5, 0, 0], [1, 1, 0]),  # the padding is EOS too
+        ([0, 0, 0], [1, 0, 0]),  # EOS at once: one real token
+        ([5, 0, 6], [1, 1, 0]),  # nothing after EOS is real, whatever it is
+    ],
+)
+def test_response_mask_by_hand(ids, mask):
+    assert response_mask(tensor([ids]), EOS).int().tolist() == [mask]
+
+
+def test_encode_then_decode_gives_the_texts():
+    prompts, texts = ["a b", "c"], ["good", "so very bad"]
+    responses = encode(tiny.tokenizer(), prompts, texts)
+    assert decode(tiny.tokenizer(), responses) == (prompts, texts)
+    assert responses.prompt_ids.tolist() == [[1, 2], [0, 3]]
+    assert responses.ids.tolist() == [[7, 0, 0, 0], [10, 11, 8, 0]]
+    assert responses.mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+
+
+def test_a_response_that_did_not_end_has_no_eos():
+    responses = encode(tiny.tokenizer(), ["a", "b"], ["good", "so bad"], ended=False)
+    assert responses.ids.tolist() == [[7, 0], [10, 8]]
+    assert responses.mask.int().tolist() == [[1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(("texts", "came"), [([], "[]"), ("a b", "'a b'")])
+def test_prompts_are_a_list_of_texts(texts, came):
+    with refuses("encode_prompts: texts", came):
+        encode_prompts(tiny.tokenizer(), texts)
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_a_prompt_that_is_no_string_is_refused_by_its_number():
+    with refuses("encode_prompts: text 1", "3"):
+        encode_prompts(tiny.tokenizer(), ["a", 3])
+
+
+def test_an_empty_prompt_is_refused_by_its_number():
+    with refuses("left_pad: row 1", "none"):
+        encode_prompts(tiny.tokenizer(), ["a", ""])
+
+
+def test_each_prompt_has_its_response():
+    with refuses("encode: responses", "1"):
+        encode(tiny.tokenizer(), ["a", "b"], ["a"])
+
+
+def test_trim_drops_the_columns_that_are_padding_in_every_row():
+    wide = Responses(
+        tensor([[0, 0, 1], [0, 2, 3]]), tensor([[0, 0, 1], [0, 1, 1]]).bool(),
+        tensor([[5, 0, 0, 0], [6, 7, 0, 0]]), tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).bool(),
+    )  # fmt: skip
+    narrow = wide.trim()
+    assert narrow.prompt_ids.tolist() == [[0, 1], [2, 3]]
+    assert narrow.ids.tolist() == [[5, 0, 0], [6, 7, 0]]
+    assert narrow.mask.int().tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_trim_changes_no_result():
+    policy, responses = valued(), encode(tiny.tokenizer(), ["a b", "c"], ["good", "so bad"])
+    wide = Responses(
+        nn.functional.pad(responses.prompt_ids, (3, 0), value=9),
+        nn.functional.pad(responses.prompt_mask, (3, 0)),
+        nn.functional.pad(responses.ids, (0, 2), value=9),
+        nn.functional.pad(responses.mask, (0, 2)),
+    )
+    for narrow, whole in zip(evaluate(policy, wide.trim()), evaluate(policy, wide), strict=True):
+        assert_close(narrow, whole[:, : narrow.shape[1]] if narrow.dim() > 1 else whole)
+
+
+# ---- generate
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_greedy_equals_transformers_token_for_token(seed):
+    policy = tiny.policy(seed)
+    ids, mask = encode_prompts(tiny.tokenizer(), tiny.PROMPTS)  # of 1 to 4 tokens
+    ours = generate(policy, ids, mask, max_new_tokens=10, eos_token_id=EOS)
+    theirs = policy.language_model.generate(
+        input_ids=ids, attention_mask=mask.long(), max_new_tokens=10, do_sample=False,
+        pad_token_id=EOS,
+    )  # fmt: skip
+    assert ours.ids.tolist() == theirs[:, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_each_token_is_where_its_uniform_falls_in_the_distribution_without_a_cache(temperature):
+    # The log-probs that sampling implied are those of one text at a time, read without a cache.
+    policy, uniforms = tiny.policy(), torch.rand(6, 8)
+    responses = sample(policy, uniforms=uniforms, temperature=temperature)
+    measured = token_log_probs(
+        evaluate(policy, responses)[0], responses.ids, temperature=temperature
+    )
+    for row, prompt in enumerate(prompts_of(responses)):
+        for t in range(int(responses.mask[row].sum())):
+            token = int(responses.ids[row, t])
+            logits, _ = state(policy, prompt, responses.ids[row, :t])
+            log_p = slow.log_softmax(logits.tolist(), temperature)
+            below = sum(map(math.exp, log_p[:token]))
+            assert below - 1e-6 <= uniforms[row, t] <= below + math.exp(log_p[token]) + 1e-6
+            assert_close(measured[row, t].item(), log_p[token], rtol=0, atol=1e-5)
+
+
+def test_sampled_frequencies_are_the_softmax_at_the_temperature():
+    policy, n = tiny.policy(), 10_000
+    logits, _ = state(policy, [1, 2], [])
+    p = tensor(slow.log_softmax(logits.tolist(), 0.7)).exp()
+    responses = sample(policy, ["a b"] * n, time=1, uniforms=torch.rand(n, 1), temperature=0.7)
+    frequencies = responses.ids.flatten().bincount(minlength=12) / n
+    assert ((frequencies - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()
+    # The same bound tells 0.7 from 1.
+    other = tensor(slow.log_softmax(logits.tolist())).exp()
+    assert ((frequencies - other).abs() > 5 * (other * (1 - other) / n).sqrt()).any()
+
+
+@pytest.mark.parametrize(
+    ("u", "token"),
+    [(0.0, 0), (0.1999, 0), (0.2001, 1), (0.4999, 1), (0.5001, 2), (LAST_UNIFORM, 2)],
+)
+def test_a_uniform_picks_the_token_by_hand(u, token):
+    # p = .2, .3, .5: cumulative .2, .5, 1.
+    assert _inverse_cdf(tensor([[0.2, 0.3, 0.5]]).log(), tensor([u])).item() == token
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, LAST_UNIFORM])
+def test_a_token_of_probability_zero_is_never_chosen(u):
+    # Ruled out at the start, in the middle and at the end of the vocabulary.
+    logits = tensor([[-INF, 0.0, -INF, 0.0, -INF, -INF]])
+    assert _inverse_cdf(logits, tensor([u])).item() == (1 if u < 0.5 else 3)
+
+
+def test_a_large_vocabulary_loses_no_tail():
+    # 50,257 equal tokens: the last is chosen by uniforms above 1 - 1/50,257 = 1 - 2.0e-5.
+    logits = torch.zeros(1, 50_257)
+    assert _inverse_cdf(logits, tensor([LAST_UNIFORM])).item() == 50_256
+    assert _inverse_cdf(logits, tensor([0.5])).item() == 25_128
+
+
+def test_a_row_depends_on_itself_alone():
+    policy, uniforms = tiny.policy(), torch.rand(6, 8)
+    together = sample(policy, uniforms=uniforms)
+    order = tensor([4, 0, 5, 2, 1, 3])
+    shuffled = sample(policy, [tiny.PROMPTS[i] for i in order], uniforms=uniforms[order])
+    assert torch.equal(shuffled.ids, together.ids[order])
+    for row, prompt in enumerate(tiny.PROMPTS):
+        alone = sample(policy, [prompt], uniforms=uniforms[[row]])
+        real = alone.mask[0]
+        assert torch.equal(alone.ids[0][real], together.ids[row][together.mask[row]])
+    assert len({tuple(row.tolist()) for row in together.ids}) > 1
+
+
+def test_more_left_padding_changes_no_text():
+    policy, uniforms = tiny.policy(), torch.rand(6, 8)
+    ids, mask = encode_prompts(tiny.tokenizer(), tiny.PROMPTS)
+    options = {"max_new_tokens": 8, "eos_token_id": EOS, "uniforms": uniforms}
+    narrow = generate(policy, ids, mask, **options)
+    ids, mask = nn.functional.pad(ids, (5, 0), value=7), nn.functional.pad(mask, (5, 0))
+    assert torch.equal(generate(policy, ids, mask, **options).ids, narrow.ids)
+
+
+def always(policy, token):
+    """The policy, made to say one token for ever."""
+    with torch.no_grad():
+        policy.language_model.lm_head.weight.zero_()
+        policy.language_model.transformer.wte.weight[token] = 1.0  # tied to the head
+        policy.language_model.transformer.ln_f.weight.zero_()
+        policy.language_model.transformer.ln_f.bias.fill_(10.0)
+    return policy
+
+
+def test_generation_stops_when_every_row_has_ended():
+    calls = []
+    policy = always(tiny.policy(), EOS)
+    policy.language_model.register_forward_hook(lambda *_: calls.append(1))
+    responses = sample(policy, time=8)
+    assert responses.ids.tolist() == [[EOS]] * 6
+    assert responses.mask.all()  # EOS is real
+    assert len(calls) == 1
+
+
+def test_generation_goes_on_to_the_limit_where_nothing_ends():
+    responses = sample(always(tiny.policy(), 5), time=8)
+    assert responses.ids.tolist() == [[5] * 8] * 6
+    assert responses.mask.all()
+
+
+def test_after_eos_there_is_padding_and_the_mask_is_a_run_of_ones():
+    responses = sample(tiny.policy(), tiny.PROMPTS * 4, uniforms=torch.rand(24, 8))
+    lengths = responses.mask.sum(1)
+    assert lengths.min() < lengths.max() == 8  # ragged, or this would show nothing
+    for ids, mask in zip(responses.ids.tolist(), responses.mask.tolist(), strict=True):
+        length = ids.index(EOS) + 1 if EOS in ids else 8
+        assert mask == [t < length for t in range(8)]
+        assert set(ids[length:]) <= {EOS}
+
+
+def test_a_text_that_would_exceed_the_positions_is_refused_before_any_work():
+    policy = tiny.policy(n_positions=10)
+    policy.language_model.register_forward_hook(lambda *_: pytest.fail("the model was asked"))
+    with refuses("generate: prompt_ids", "a prompt of 4 tokens"):
+        sample(policy, time=7)
+
+
+def test_a_text_that_just_fits_is_sampled_and_measured():
+    policy = always(tiny.policy(n_positions=10), 5)
+    responses = sample(policy, time=6)  # 4 + 6
+    assert evaluate(policy, responses)[0].shape == (6, 6, 12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "caller"),
+    [
+        ({"max_new_tokens": 0}, "generate: max_new_tokens"),
+        ({"temperature": 0.0}, "generate: temperature"),
+        ({"uniforms": torch.rand(6, 3)}, "generate: uniforms"),
+    ],
+)
+def test_generate_refuses_bad_arguments(changes, caller):
+    ids, mask = encode_prompts(tiny.tokenizer(), tiny.PROMPTS)
+    with pytest.raises(ValueError, match=f"^{caller} must"):
+        generate(tiny.policy(), ids, mask, **({"max_new_tokens": 8, "eos_token_id": EOS} | changes))
+
+
+# ---- evaluate
+
+
+def test_logits_and_values_belong_to_the_state_before_the_token():
+    policy = valued()
+    responses = sample(policy, uniforms=torch.rand(6, 8))
+    logits, values, end_values = evaluate(policy, responses)
+    for row, prompt in enumerate(prompts_of(responses)):
+        text = responses.ids[row][responses.mask[row]]
+        for t in range(len(text)):
+            expected = state(policy, prompt, text[:t])
+            assert_close((logits[row, t], values[row, t]), expected, rtol=1e-4, atol=1e-5)
+        _, end = state(policy, prompt, text)
+        assert_close(end_values[row], end, rtol=1e-4, atol=1e-5)
+
+
+def test_a_response_of_no_real_token_is_refused():
+    responses = encode(tiny.tokenizer(), ["a", "b"], ["good", "bad"])
+    responses.mask[1] = False
+    with refuses("evaluate: mask", "none in row 1"):
+        evaluate(tiny.policy(), responses)
+
+
+# ---- collect
+
+
+def collected(policy, reference, score=tiny.spread, **options):
+    ids, mask = encode_prompts(tiny.tokenizer(), tiny.PROMPTS * 2)
+    defaults = {"max_new_tokens": 8, "eos_token_id": EOS, "uniforms": torch.rand(12, 8)}
+    return collect(policy, reference, score, ids, mask, **(defaults | options))
+
+
+def by_hand(policy, rollout, temperature=1.0):
+    """Next-token log-probs of each state, from one unpadded text at a time: [row][t][token]."""
+    rows = []
+    for prompt, text in zip(prompts_of(rollout.responses), tokens_of(rollout), strict=True):
+        tokens = tensor([[*prompt, *text]])
+        logits = policy.language_model(input_ids=tokens).logits[0, len(prompt) - 1 : -1]
+        rows.append([slow.log_softmax(z, temperature) for z in logits.tolist()])
+    return rows
+
+
+def tokens_of(rollout):
+    pairs = zip(rollout.responses.ids, rollout.mask, strict=True)
+    return [ids[mask].tolist() for ids, mask in pairs]
+
+
+def close_on_real_tokens(x, mask, expected):
+    for row, values in enumerate(expected):
+        assert_close(x[row][mask[row]], tensor(values), rtol=1e-4, atol=1e-5)
+    assert not x[~mask].any()  # exactly zero on padding
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_rollout_holds_both_models_log_probs_of_the_tokens_at_the_temperature(temperature):
+    policy, reference = valued(), tiny.policy(7)
+    rollout = collected(policy, reference, temperature=temperature)
+    for model, x in ((policy, rollout.log_probs), (reference, rollout.ref_log_probs)):
+        log_p = by_hand(model, rollout, temperature)
+        expected = [
+            [z[token] for z, token in zip(*pair, strict=True)]
+            for pair in zip(log_p, tokens_of(rollout), strict=True)
+        ]
+        close_on_real_tokens(x, rollout.mask, expected)
+    assert not rollout.values[~rollout.mask].any()
+    assert not rollout.mask.all()
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "exact"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_kl_of_a_rollout_is_that_of_its_estimator(estimator, temperature):
+    policy, reference = tiny.policy(), tiny.policy(7)
+    rollout = collected(policy, reference, kl_estimator=estimator, temperature=temperature)
+    own, other = (by_hand(model, rollout, temperature) for model in (policy, reference))
+    expected = []
+    for p_row, q_row, tokens in zip(own, other, tokens_of(rollout), strict=True):
+        if estimator == "exact":  # log-probs are logits of the same distribution
+            expected.append([slow.exact_kl(p, q) for p, q in zip(p_row, q_row, strict=True)])
+        else:
+            estimate = getattr(slow, f"kl_{estimator}")
+            triples = zip(p_row, q_row, tokens, strict=True)
+            expected.append([estimate(p[token], q[token]) for p, q, token in triples])
+    close_on_real_tokens(rollout.kl, rollout.mask, expected)
+
+
+def test_truncated_and_bootstrap_tell_a_cut_response_from_one_that_ended():
+    policy = valued()
+    rollout = collected(policy, frozen_copy(policy))
+    assert 0 < rollout.truncated.sum() < len(rollout)
+    for row, prompt in enumerate(prompts_of(rollout.responses)):
+        tokens = tokens_of(rollout)[row]
+        assert rollout.truncated[row] == (EOS not in tokens)
+        _, value = state(policy, prompt, tokens)
+        expected = 0.0 if EOS in tokens else value.item()
+        assert_close(rollout.bootstrap[row].item(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 12, 100])
+def test_the_size_of_the_chunks_changes_nothing(chunk_size):
+    policy, uniforms = valued(), torch.rand(12, 8)
+    whole = collected(policy, tiny.policy(7), uniforms=uniforms)
+    parts = collected(policy, tiny.policy(7), uniforms=uniforms, chunk_size=chunk_size)
+    for name in ("log_probs", "ref_log_probs", "values", "kl", "bootstrap", "scores"):
+        assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
+
+
+def test_total_scores_sum_what_the_real_tokens_were_paid():
+    def paid(responses):
+        return torch.where(responses.mask, 1.0, NAN)  # junk on padding is allowed
+
+    rollout = collected(tiny.policy(), tiny.policy(7), paid)
+    assert_close(rollout.total_scores, rollout.mask.sum(1).float())
+    assert not rollout.mask.all()
+
+
+def test_rows_of_a_rollout_are_a_rollout():
+    rollout = collected(valued(), tiny.policy(7))
+    part = rollout[tensor([3, 1])].trim()
+    assert len(part) == 2
+    assert tokens_of(part) == [tokens_of(rollout)[i] for i in (3, 1)]
+    assert_close(part.values[0][part.mask[0]], rollout.values[3][rollout.mask[3]])
+    assert part.scores.tolist() == rollout.scores[[3, 1]].tolist()
+
+
+# ---- scores
+
+
+WRITTEN = (["a b", "c"], ["good", "so bad"])
+
+
+def written():
+    return encode(tiny.tokenizer(), *WRITTEN)  # ids [2, 3]
+
+
+@pytest.mark.usefixtures("without_hook")
+@pytest.mark.parametrize(
+    ("scores", "came"),
+    [
+        ([1.0, 2.0], "list"),
+        (tensor([1, 2]), "torch.int64"),
+        (tensor([1.0]), "[1]"),
+        (tensor([[1.0], [2.0]]), "[2, 1]"),
+        (tensor([1.0, NAN]), "nan for tokens [10, 8, 0]"),
+        (tensor([INF, 1.0]), "inf for tokens [7, 0]"),
+        (tensor([[1.0, -INF, 0.0], [1.0, 1.0, 1.0]]), "tensor([1., -inf, 0.]) for tokens [7, 0]"),
+    ],
+)
+def test_a_score_of_another_kind_is_refused(scores, came):
+    policy = tiny.policy()
+    rows = written()
+    with pytest.raises(ValueError, match=r"^score: the (result|score of row \d) must ") as caught:
+        check_scores(scores, rows)
+    assert str(caught.value).endswith(f"got {came}.")
+    with pytest.raises(ValueError, match=r"^score: the "):
+        collected(policy, tiny.policy(7), lambda responses: scores)
+
+
+def test_scores_are_detached_float32():
+    scores = check_scores(torch.ones(2, dtype=torch.float64, requires_grad=True), written())
+    assert (scores.dtype, scores.requires_grad) == (torch.float32, False)
+
+
+def test_a_text_score_reads_prompts_and_responses():
+    seen = []
+
+    def judge(prompts, responses):
+        seen.append((prompts, responses))
+        return [len(text) for text in responses]
+
+    scores = text_score(tiny.tokenizer(), judge)(written())
+    assert seen == [WRITTEN]  # without special tokens
+    assert_close(scores, tensor([4.0, 6.0]))
+
+
+@pytest.mark.parametrize(
+    ("scores", "must", "came"),
+    [
+        ([1.0], "fn's result", "1"),
+        ([1.0, NAN], "a score", "nan for prompt 'c', response 'so bad'"),
+        ([-INF, 1.0], "a score", "-inf for prompt 'a b', response 'good'"),
+        (["high", 1.0], "a score", "'high' for prompt 'a b', response 'good'"),
+        ([None, 1.0], "a score", "None for prompt 'a b', response 'good'"),
+    ],
+)
+def test_a_bad_text_score_shows_prompt_and_response(scores, must, came):
+    with refuses(f"text_score: {must}", came):
+        text_score(tiny.tokenizer(), lambda prompts, responses: scores)(written())
+
+
+def test_what_a_text_score_raises_keeps_its_kind_and_says_on_what():
+    def judge(prompts, responses):
+        return [1 / ("bad" not in text) for text in responses]
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        text_score(tiny.tokenizer(), judge)(written())
+    note = "raised by the score function on prompt 'c', response 'so bad'"
+    assert caught.value.__notes__ == [note]
+
+
+def test_what_is_raised_on_all_responses_together_is_said_to_be():
+    def judge(prompts, responses):
+        if len(responses) > 1:
+            raise KeyError("only one, please")
+        return [0.0]
+
+    with pytest.raises(KeyError) as caught:
+        text_score(tiny.tokenizer(), judge)(written())
+    assert "on 2 responses together, though on none of them alone" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("how", "coef", "expected"),
+    [
+        ("mean", 0.0, [2.0, 2.0]),
+        ("min", 0.0, [1.0, 2.0]),
+        # Scores 1, 2, 3 vary by 2/3; 2, 2, 2 by 0.
+        ("mean_minus_variance", 0.0, [2.0, 2.0]),
+        ("mean_minus_variance", 0.3, [1.8, 2.0]),
+    ],
+)
+def test_ensembles_by_hand(how, coef, expected):
+    judges = [lambda r, s=s: tensor([s, 2.0]) for s in (1.0, 2.0, 3.0)]
+    assert_close(ensemble_score(judges, how=how, coef=coef)(written()), tensor(expected))
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_ensembles_refuse_what_is_no_ensemble():
+    with refuses("ensemble_score: fns", "none"):
+        ensemble_score([])
+    with refuses("ensemble_score: how", "'max'"):
+        ensemble_score([tiny.spread], how="max")
+    with refuses("ensemble_score: coef", "-1.0"):
+        ensemble_score([tiny.spread], coef=-1.0)
+    with pytest.raises(ValueError, match=r"^score: the result must have shape"):
+        ensemble_score([lambda r: tensor([1.0])])(written())
+
+
+def test_a_reward_model_in_memory_is_a_score():
+    model = tiny.reward_model()
+    rows = written()
+    assert_close(score_with(model)(rows), scores_by_hand(model, [[1, 2, 7, 0], [3, 10, 8, 0]]))
+
+
+def scores_by_hand(model, texts):
+    """The head on the last hidden state of each text, nothing padded."""
+    states = [model.body.base_model(tensor([text])).last_hidden_state[0, -1] for text in texts]
+    return (torch.stack(states) @ model.body.score.weight[0]).detach()
+
+
+def saved_reward_model(folder, tokenizer):
+    model = tiny.reward_model()
+    model.body.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def test_load_score_reads_the_tokens_where_the_tokenizer_is_the_same(tmp_path):
+    model = saved_reward_model(tmp_path, tiny.tokenizer())
+    expected = scores_by_hand(model, [[1, 2, 7, 0], [3, 10, 8, 0]])
+    for tokenizer in (None, tiny.tokenizer()):
+        for batch_size in (1, 64):
+            score = load_score(tmp_path, tokenizer, batch_size=batch_size)
+            assert_close(score(written()), expected, rtol=1e-4, atol=1e-6)
+
+
+def other_tokenizer():
+    """The same words under other numbers, and EOS on the fifth."""
+    words = ["very", "bad", "so", "good", "c", "<end>", "b", "a"]
+    made = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
+
+
+def test_load_score_reads_the_text_anew_where_the_tokenizer_is_another(tmp_path):
+    model = saved_reward_model(tmp_path, other_tokenizer())
+    score = load_score(tmp_path, tiny.tokenizer())
+    # "a b good" and "c so bad", each with the reward model's own EOS ...
+    expected = scores_by_hand(model, [[7, 6, 3, 5], [4, 2, 1, 5]])
+    assert_close(score(written()), expected, rtol=1e-4, atol=1e-6)
+    # ... and without it where the response was cut off.
+    cut = encode(tiny.tokenizer(), *WRITTEN, ended=False)
+    expected = scores_by_hand(model, [[7, 6, 3], [4, 2, 1]])
+    assert_close(score(cut), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_load_score_refuses_a_text_beyond_the_reward_models_positions(tmp_path):
+    saved_reward_model(tmp_path, tiny.tokenizer())
+    long = encode(tiny.tokenizer(), ["a"], ["good " * 48])
+    with refuses("load_score: the responses", "50"):
+        load_score(tmp_path)(long)
