@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from minippo.ppo import PPOConfig
 from minippo.rollout import Rollout, Score, collect, decode, encode_prompts, load_score, text_score
 from minippo.trainer import STATE, PPOTrainer, Stats
 
-STEPS = 30  # of the demo
+STEPS = 18  # of the demo
+# lam = 1 is Monte Carlo: the value head of so small a model is too weak to bootstrap from.
+DEMO = PPOConfig(lam=1.0, total_steps=STEPS)
 
 
 @dataclass
@@ -118,7 +120,7 @@ def _demo(arguments: Sequence[str]) -> int:
     reference = frozen_copy(policy)
     score = load_score("tiny-gpt2-reward", tokenizer)
     before, first = examine(policy, reference, tokenizer, score)
-    config = PPOConfig(total_steps=STEPS, seed=options.seed)
+    config = replace(DEMO, seed=options.seed)
     print(f"PPO on tiny-gpt2-sft, {STEPS} steps of {config.rollout_size} responses, judged by "
           "tiny-gpt2-reward alone.")  # fmt: skip
     trainer = PPOTrainer(policy, reference, score, tokenizer, config)
@@ -129,10 +131,13 @@ def _demo(arguments: Sequence[str]) -> int:
         print(f"\n{before[i][0]}\n  before:{before[i][1]}\n  after: {after[i][1]}")
     best = json.loads((DATA / "manifest.json").read_text())["figures"]["best"]["gold"]
     share = (last["gold"] - first["gold"]) / (best - first["gold"])
-    print(f"\n{len(before)} responses to held-out prompts      before   after")
-    print(f"gold reward (hidden; best {best:.2f})        {first['gold']:8.2f}{last['gold']:8.2f}")
-    print(f"proxy reward (what PPO was paid)     {first['proxy']:8.2f}{last['proxy']:8.2f}")
-    print(f"KL to the first policy, nats/response{first['kl']:8.2f}{last['kl']:8.2f}")
+    print(f"\n{f'{len(before)} responses to held-out prompts':38}{'before':>8}{'after':>8}")
+    for name, label in (
+        ("gold", f"gold reward (hidden; best {best:.2f})"),
+        ("proxy", "proxy reward (what PPO was paid)"),
+        ("kl", "KL to the first policy, nats/response"),
+    ):
+        print(f"{label:38}{first[name]:8.2f}{last[name]:8.2f}")
     print(f"gold rose by {share:.0%} of the way to the best")
     options.output.mkdir(parents=True, exist_ok=True)
     picture = options.output / "run.png"

@@ -19,7 +19,6 @@ from minippo.losses import (
     probability_ratio,
     value_loss,
 )
-from minippo.models import PolicyWithValue
 from minippo.rollout import Rollout, evaluate, reference_logits
 
 
@@ -41,12 +40,13 @@ class PPOConfig:
         gamma: discount; 1 (lm-human-preferences, TRL): a response is short, and what counts is
             its score. Textbooks quote 0.95 to 0.99.
         lam: GAE's lambda; 0.95 (lm-human-preferences); 1 is Monte Carlo; quoted 0.9 to 0.97.
-        value_coef: c1, weight of the value loss; 0.1 (lm-human-preferences, TRL), with a shared
-            trunk; quoted 0.5 to 1.
+        value_coef: c1, weight of the value loss; 0.5 (CleanRL); lm-human-preferences and TRL: 0.1;
+            quoted 0.5 to 1.
         value_clip_range: 0.2 (lm-human-preferences); None: no clipping of values.
         entropy_coef: c2, weight of the entropy bonus; 0 (lm-human-preferences, TRL: the KL keeps
             entropy up); quoted 0.01 to 0.1.
-        kl_coef: beta, price of a nat of KL to the reference, in the reward; 0.05 (TRL).
+        kl_coef: beta, price of a nat of KL to the reference, in the reward; 0.1 suits scores of
+            the shipped world; TRL 0.05, lm-human-preferences 0.15 to begin with.
         kl_estimator: of the KL in the reward; k1 (lm-human-preferences): its expected gradient is
             the true one.
         kl_loss_coef: c3, price of a nat per token in the loss; 0; quoted 0.01 to 0.1.
@@ -66,8 +66,9 @@ class PPOConfig:
             score (Sutton and Barto 2018, sec. 6.1); token level only.
         temperature: of sampling, and in every log-prob, entropy and KL.
         max_new_tokens: of a response, EOS included.
-        rollout_size: responses collected before an update.
-        epochs: passes over a rollout; 4 (lm-human-preferences, TRL).
+        rollout_size: responses collected before an update; lm-human-preferences: 512.
+        epochs: passes over a rollout; 4 (lm-human-preferences, TRL); 2 where a tiny model makes
+            new responses cheap.
         minibatch_size: responses of one optimizer step.
         micro_batch_size: responses in memory at a time; None: the minibatch. Same gradient.
         learning_rate: of Adam (eps 1e-5); 1e-3 suits the shipped 1 M model; GPT-2: 1e-5
@@ -91,10 +92,10 @@ class PPOConfig:
     clip_range_high: float | None = None
     gamma: float = 1.0
     lam: float = 0.95
-    value_coef: float = 0.1
+    value_coef: float = 0.5
     value_clip_range: float | None = 0.2
     entropy_coef: float = 0.0
-    kl_coef: float = 0.05
+    kl_coef: float = 0.1
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
     kl_loss_coef: float = 0.0
     kl_loss_estimator: Literal["k2", "k3", "exact"] = "k2"
@@ -107,9 +108,9 @@ class PPOConfig:
     bootstrap_truncated: bool = False
     temperature: float = 1.0
     max_new_tokens: int = 40
-    rollout_size: int = 64
-    epochs: int = 4
-    minibatch_size: int = 32
+    rollout_size: int = 128
+    epochs: int = 2
+    minibatch_size: int = 64
     micro_batch_size: int | None = None
     learning_rate: float = 1e-3
     warmup_steps: int = 0
@@ -124,6 +125,8 @@ class PPOConfig:
         for field in fields(self):
             choices = getattr(field.type, "__args__", ())
             value = getattr(self, field.name)
+            if value is None and type(None) not in choices:
+                fail("PPOConfig", field.name, "be given", None)
             if field.type is bool and not isinstance(value, bool):
                 fail("PPOConfig", field.name, "be True or False", repr(value))
             if all(isinstance(c, str) for c in choices) and choices and value not in choices:
@@ -214,7 +217,7 @@ def ppo_loss(
     penalty_coef: float = 0.0,
     n_tokens: int | None = None,
     n_responses: int | None = None,
-    reference: PolicyWithValue | None = None,
+    reference: nn.Module | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """loss = policy + c1 * value - c2 * entropy + c3 * KL(policy || reference).
 
@@ -308,7 +311,7 @@ def _ratio(log_probs: Tensor, batch: Rollout, config: PPOConfig) -> tuple[Tensor
 
 
 def _value_losses(values: Tensor, batch: Rollout, returns: Tensor, config: PPOConfig) -> Tensor:
-    old_values = where(batch.mask, batch.values, 0.0)
+    values, old_values = (where(batch.mask, x, 0.0) for x in (values, batch.values))
     if config.advantage_level == "sequence":
         values, old_values = values[:, 0], old_values[:, 0]
     if config.value_clip_range is None:
@@ -322,7 +325,7 @@ def _reference_kl(
     batch: Rollout,
     config: PPOConfig,
     policy: nn.Module,
-    reference: PolicyWithValue | None,
+    reference: nn.Module | None,
 ) -> Tensor:
     if config.kl_loss_estimator == "exact":
         ref_logits = reference_logits(policy, reference, batch.responses)

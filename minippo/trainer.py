@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from functools import cached_property
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ class PPOTrainer:
         self.callbacks, self.history = list(callbacks), list[Stats]()
         self.reference = None if reference is None else reference.to(self.accelerator.device)
         if config.gradient_checkpointing:
-            policy.language_model.gradient_checkpointing_enable()
+            model, new_name = policy.language_model, "activation_checkpointing_enable"
+            (getattr(model, new_name, None) or model.gradient_checkpointing_enable)()
         self.optimizer = torch.optim.Adam(
             [p for p in policy.parameters() if p.requires_grad], lr=config.learning_rate, eps=1e-5
         )
@@ -201,13 +203,10 @@ class PPOTrainer:
             group["lr"] = self.learning_rate
         self.model.train()
         minibatches: list[Stats] = []
-        for _ in range(config.epochs):
-            order = torch.randperm(len(rollout), generator=self.generator)
-            for rows in order.split(config.minibatch_size):
-                stats = self._minibatch(rollout, advantages, returns, rows)
-                minibatches.append(stats)
-                if stats["stopped"]:
-                    break
+        size, n = config.minibatch_size, len(rollout)
+        orders = (torch.randperm(n, generator=self.generator) for _ in range(config.epochs))
+        for rows in chain.from_iterable(order.split(size) for order in orders):
+            minibatches.append(self._minibatch(rollout, advantages, returns, rows))
             if minibatches[-1]["stopped"]:
                 break
         self.model.eval()
@@ -225,7 +224,9 @@ class PPOTrainer:
         config, accelerator = self.config, self.accelerator
         rank, world = accelerator.process_index, accelerator.num_processes
         n_tokens = int(rollout.mask[rows].sum())
-        mine = rows[rank::world]
+        # A process without a row takes part all the same, with a gradient of zero.
+        weight = float(rank < len(rows))
+        mine = rows[rank::world] if weight else rows[:1]
         parts: list[Stats] = []
         micro_batches = mine.split(config.micro_batch_size or len(rows))
         for number, part in enumerate(micro_batches, start=1):
@@ -248,8 +249,10 @@ class PPOTrainer:
                         n_responses=len(rows),
                         reference=self.reference,
                     )
-                accelerator.backward(loss * world)  # DDP takes the mean over processes: undo it
-            parts.append(dict(zip(stats, torch.stack([*stats.values()]).tolist(), strict=True)))
+                # DDP takes the mean over processes: undo it.
+                accelerator.backward(loss * (world * weight))
+            numbers = (torch.stack([*stats.values()]) * weight).tolist()
+            parts.append(dict(zip(stats, numbers, strict=True)))
         totals = _add_up(parts if world == 1 else gather_object(parts))
         return self._optimizer_step(totals)
 
@@ -417,7 +420,7 @@ class PPOTrainer:
             "generator": bytes(self.generator.get_state().tolist()).hex(),
             "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir())},
         }
-        (folder / STATE).write_text(json.dumps(state))
+        (folder / STATE).write_text(json.dumps(state | {"own_sha256": _digest(state)}))
 
     def resume(self, folder: str | Path) -> None:
         """Take over the state that `save` wrote; `train` then goes on from there.
@@ -480,14 +483,20 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
 def _read_state(folder: Path, previous: Path) -> dict[str, Any]:
     if not (folder / STATE).is_file():
         fail("PPOTrainer.resume", "folder", f"be a checkpoint (it has no {STATE})", str(folder))
     hint = f"; the checkpoint before it is {previous}" if (previous / STATE).exists() else ""
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
-        recorded = state["sha256"]
-    except (json.JSONDecodeError, KeyError) as error:
+        recorded, own = state["sha256"], state.pop("own_sha256")
+        if own != _digest(state):
+            raise ValueError("another content")
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"PPOTrainer.resume: {folder / STATE} is damaged{hint}.") from error
     for name, digest in recorded.items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
@@ -519,9 +528,10 @@ def _gather(rollout: Rollout) -> Rollout:
     """The whole rollout on every process; rows in the order of the prompts."""
 
     def whole(x: Tensor) -> Tensor:
+        sent = x.float() if x.dtype == torch.bool else x  # padding would make integers of a bool
         if x.dim() == 2:
-            x = pad_across_processes(x, dim=1)
-        return gather(x.float() if x.dtype == torch.bool else x).to(x.dtype)
+            sent = pad_across_processes(sent, dim=1)
+        return gather(sent).to(x.dtype)
 
     responses = Responses(*(whole(getattr(rollout.responses, f.name)) for f in fields(Responses)))
     return Rollout(responses, *(whole(getattr(rollout, f.name)) for f in fields(Rollout)[1:]))
