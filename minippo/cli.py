@@ -68,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return {"demo": _demo, "train": _train}[command](arguments[1:])
     except (ValueError, FloatingPointError, OSError) as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
-        print(f"minippo {command}: {error}{notes}", file=sys.stderr)
+        print(f"minippo: {error}{notes}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nminippo {command}: interrupted", file=sys.stderr)
+        print("\nminippo: interrupted", file=sys.stderr)
         return 130
 
 

@@ -1,8 +1,9 @@
 """PPO: its configuration and its loss."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass
+from types import NoneType
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,11 @@ from minippo.losses import (
     value_loss,
 )
 from minippo.rollout import Rollout, evaluate, reference_logits
+
+_ABOVE_ZERO = (
+    "value_clip_range", "kl_target", "penalty_target", "temperature", "max_grad_norm",
+    "target_kl_stop",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,40 +128,22 @@ class PPOConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            choices = getattr(field.type, "__args__", ())
-            value = getattr(self, field.name)
-            if value is None and type(None) not in choices:
-                fail("PPOConfig", field.name, "be given", None)
-            if field.type is bool and not isinstance(value, bool):
-                fail("PPOConfig", field.name, "be True or False", repr(value))
-            if all(isinstance(c, str) for c in choices) and choices and value not in choices:
-                fail("PPOConfig", field.name, f"be one of {', '.join(choices)}", repr(value))
-        self._check_range(0, 1, "gamma", "lam", "clip_range")
-        self._check_range(
-            0, None, "clip_range_high", "value_coef", "entropy_coef", "kl_coef", "kl_loss_coef",
-            "missing_eos_penalty", "learning_rate",
-        )  # fmt: skip
-        self._check_range(
-            0, None, "value_clip_range", "kl_target", "penalty_target", "temperature",
-            "max_grad_norm", "target_kl_stop", above=True,
-        )  # fmt: skip
-        for name in (
-            "kl_horizon", "reference_update_every", "max_new_tokens", "rollout_size", "epochs",
-            "minibatch_size", "micro_batch_size", "total_steps", "warmup_steps", "seed",
-        ):  # fmt: skip
-            value, least = getattr(self, name), int(name not in ("warmup_steps", "seed"))
-            if value is not None and (type(value) is not int or value < least):
+        for name, kind in get_type_hints(type(self)).items():
+            value, kinds = getattr(self, name), get_args(kind) or (kind,)
+            if value is None and NoneType in kinds:
+                continue
+            if get_origin(kind) is Literal and value not in kinds:
+                fail("PPOConfig", name, f"be one of {', '.join(kinds)}", repr(value))
+            if bool in kinds and not isinstance(value, bool):
+                fail("PPOConfig", name, "be True or False", repr(value))
+            least = 0 if name in ("warmup_steps", "seed") else 1
+            if int in kinds and (type(value) is not int or value < least):
                 fail("PPOConfig", name, f"be a whole number of {least} or more", repr(value))
+            if float in kinds:
+                high = 1.0 if name in ("gamma", "lam", "clip_range") else torch.inf
+                above = name in _ABOVE_ZERO
+                check_number("PPOConfig", 0, high, above=above, **{name: value})
         self._check_combinations()
-
-    def _check_range(
-        self, low: float, high: float | None, *names: str, above: bool = False
-    ) -> None:
-        for name in names:
-            if (value := getattr(self, name)) is not None:
-                high = float("inf") if high is None else high
-                check_number("PPOConfig", low, high, above=above, **{name: value})
 
     def _check_combinations(self) -> None:
         if self.minibatch_size > self.rollout_size:

@@ -35,6 +35,7 @@ def preference_accuracy(
 ) -> Float[Tensor, ""]:
     """The share of pairs whose chosen response scores higher; a tie counts one half.
 
+    >>> import torch
     >>> preference_accuracy(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 2.0]))
     tensor(0.7500)
     """

@@ -163,6 +163,8 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
     """Prompts as left-padded tokens, with whatever the tokenizer puts in front by itself."""
+    if tokenizer.eos_token_id is None:
+        fail("encode_prompts", "tokenizer", "have an end-of-text token (eos_token)", "none")
     rows = [tokenizer(prompt)["input_ids"] for prompt in _texts("encode_prompts", prompts)]
     return left_pad(rows, tokenizer.eos_token_id)
 

@@ -9,7 +9,6 @@ Checkpoints: accelerate's are pickles; these are safetensors and JSON.
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
@@ -338,12 +337,9 @@ class PPOTrainer:
         encode_prompts(self.tokenizer, prompts[:1])  # an empty list, or one string, is an error
         if self._log_with is not None:
             self.accelerator.init_trackers("minippo", config=asdict(config))
-        with tqdm(
-            total=n_steps,
-            initial=len(self.history),
-            desc="PPO",
-            disable=not (progress and self.accelerator.is_main_process),
-        ) as bar:
+        # `disable` is only passed where it is True: TQDM_DISABLE=1 then works, too.
+        silent = {} if progress and self.accelerator.is_main_process else {"disable": True}
+        with tqdm(total=n_steps, initial=len(self.history), desc="PPO", **silent) as bar:
             self._stop = False
             while len(self.history) < n_steps and not self._stop:
                 stats = self.step(_batch(prompts, len(self.history), config))
@@ -377,8 +373,9 @@ class PPOTrainer:
         if folder.exists() and not (folder / STATE).exists() and any(folder.iterdir()):
             fail("PPOTrainer.save", "folder", "be new, empty or a checkpoint", str(folder))
         if self.accelerator.is_main_process:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(prefix=f"{folder.name}.unfinished-", dir=folder.parent))
+            made = folder.with_name(f"{folder.name}.unfinished")
+            shutil.rmtree(made, ignore_errors=True)  # what a kill left behind
+            made.mkdir(parents=True)
             try:
                 self._write(made)
                 previous = folder.with_name(f"{folder.name}.previous")
