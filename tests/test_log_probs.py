@@ -199,11 +199,7 @@ Z, IDS, X, M = torch.zeros(1, 2, 3), tensor([[0, 1]]), torch.zeros(1, 2), torch.
         (lambda: token_log_probs(Z, IDS + 2), "token_log_probs: tokens", "3"),
         (lambda: token_log_probs(Z, IDS - 1), "token_log_probs: tokens", "-1"),
         (lambda: token_log_probs(Z, IDS * -100), "token_log_probs: tokens", "-100"),
-        (
-            lambda: token_log_probs(Z, IDS, temperature=0),
-            "token_log_probs: temperature",
-            "0",
-        ),
+        (lambda: token_log_probs(Z, IDS, temperature=0), "token_log_probs: temperature", "0"),
         (lambda: entropy(Z, temperature=0.0), "entropy: temperature", "0.0"),
         (lambda: entropy(Z, temperature=-1.0), "entropy: temperature", "-1.0"),
         (lambda: entropy(tensor(1.0)), "entropy: logits", "float32 []"),

@@ -23,11 +23,11 @@ WORDS = ["<|endoftext|>", "a", "b", "c", "d", "e", "f", "good", "bad", "fine", "
 EOS = 0
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """One token a word; EOS is also begin-of-text, and there is no padding token, as in GPT-2."""
-    made = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
+    made = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=WORDS[0], bos_token=WORDS[0])
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=words[0], bos_token=words[0])
 
 
 def config(**changes: object) -> GPT2Config:
@@ -64,6 +64,11 @@ def good_count(responses: Responses) -> Tensor:
     return (responses.mask & (responses.ids == GOOD)).sum(1).float()
 
 
+def shallow(seed: int = 0) -> PolicyWithValue:
+    """One layer: the trainer's tests do not look inside, and half the time is enough for them."""
+    return policy(seed, n_layer=1)
+
+
 SMALL = {"rollout_size": 6, "minibatch_size": 6, "max_new_tokens": 6, "epochs": 2}
 
 
@@ -79,7 +84,7 @@ def trainer(
     **changes: object,
 ) -> PPOTrainer:
     """A trainer of a tiny policy whose reference is that policy; `changes` are the config's."""
-    policy = PolicyWithValue(language_model()).eval() if policy is None else policy
+    policy = shallow() if policy is None else policy
     return PPOTrainer(
         policy,
         frozen_copy(policy) if reference is None else reference,

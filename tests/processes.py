@@ -1,0 +1,28 @@
+"""What tests/test_processes.py starts twice: three steps of PPO; rank 0 writes what came out."""
+
+import json
+import sys
+
+import torch
+
+from minippo.trainer import weights_hash
+from tests import tiny
+
+
+def main(output: str, changes: str) -> None:
+    torch.set_num_threads(1)
+    trainer = tiny.trainer(score=tiny.spread, **json.loads(changes))
+    trainer.train(tiny.PROMPTS, 3, progress=False)
+    processes = trainer.accelerator.num_processes
+    hashes = trainer.accelerator.gather(
+        torch.tensor([int(weights_hash(trainer.policy)[:12], 16)])
+    ).tolist()
+    trainer.save(output)
+    if trainer.accelerator.is_main_process:
+        with open(f"{output}.json", "w") as file:
+            json.dump({"processes": processes, "history": trainer.history, "hashes": hashes}, file)
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

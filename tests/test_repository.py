@@ -1,0 +1,111 @@
+"""The files around the package keep their promises to each other."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from minippo import __version__
+from minippo.data import DATA
+
+ROOT = Path(__file__).parents[1]
+EIGHT = "torch transformers datasets matplotlib jupyterlab ipywidgets pytest nbval".split()
+
+
+def pins(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^[\s-]*([A-Za-z0-9_-]+)==([\w.]+)\s*$", text, flags=re.MULTILINE))
+
+
+def test_environment_yml_pins_the_eight_packages_as_requirements_txt_does():
+    conda = (ROOT / "environment.yml").read_text()
+    required = pins((ROOT / "requirements.txt").read_text())
+    assert list(pins(conda)) == EIGHT
+    assert pins(conda) == {name: required[name] for name in EIGHT}
+    assert conda.rstrip().endswith("- -r requirements.txt")
+
+
+def test_requirements_end_with_the_package_and_pin_every_dependency_of_pyproject():
+    text = (ROOT / "requirements.txt").read_text()
+    assert text.rstrip().endswith("\n-e .")
+    project = (ROOT / "pyproject.toml").read_text()
+    needed = project[project.index("dependencies = [") : project.index("[project.scripts]")]
+    names = set(re.findall(r'"([a-z0-9-]+)>=', needed))
+    assert len(names) > 15
+    assert names <= set(pins(text))
+
+
+def test_the_citation_and_the_package_have_one_version():
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert len(links) >= 2
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_ci_calls_the_readmes_test_command():
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert "\nmake test " in (ROOT / "README.md").read_text()
+
+
+def test_nothing_shipped_is_a_pickle_and_nothing_names_a_machine():
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    assert [f for f in tracked if Path(f).suffix in {".bin", ".pt", ".pth", ".pkl"}] == []
+    host = re.compile("pypi" + r"\.org|python" + "hosted|registry" + r"\.npmjs|/wo" + "rk/")
+    texts = [
+        f for f in tracked if Path(f).suffix in {".py", ".md", ".txt", ".toml", ".yml", ".ipynb"}
+    ]
+    assert [f for f in texts if host.search((ROOT / f).read_text(encoding="utf-8"))] == []
+
+
+# ---- the data card -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return json.loads((DATA / "manifest.json").read_text())["figures"]
+
+
+def test_the_card_shows_the_figures_of_the_manifest(figures):
+    card = (DATA / "README.md").read_text()
+    assert f"| base, excess in % | {figures['base']['excess in %']} |" in card
+    assert f"| sft, sft, gold | {figures['sft']['sft']['gold']} |" in card
+    ratio = figures["reward model"]["accuracy / best possible"]
+    assert f"| reward model, accuracy / best possible | {ratio} |" in card
+
+
+def test_the_shipped_world_is_as_good_as_promised(figures):
+    assert figures["world"]["held-out texts in training"] == 0
+    assert figures["world"]["distinct among 30,000"] >= 20_000
+    assert figures["world"]["distinct words"] >= 300
+    assert figures["base"]["excess in %"] <= 3
+    assert figures["base"]["model"] > figures["base"]["limit"]  # no model beats the limit
+    judge = figures["reward model"]
+    assert 0.75 <= judge["best possible"] <= 0.88
+    assert judge["accuracy / best possible"] >= 0.9
+    assert all(
+        abs(sure - right) < 0.05 for sure, right, _ in judge["calibration [sure, right, pairs]"]
+    )
+    before, after = figures["sft"]["base"], figures["sft"]["sft"]
+    assert after["on topic"] > before["on topic"] + 0.1
+    assert after["ends properly"] > before["ends properly"] + 0.1
+
+
+def test_the_manifest_lists_every_shipped_file_with_its_size():
+    files = json.loads((DATA / "manifest.json").read_text())["files"]
+    there = {
+        f.relative_to(DATA).as_posix(): f.stat().st_size
+        for pattern in ("*.jsonl", "tiny-gpt2-*/*")
+        for f in DATA.glob(pattern)
+    }
+    assert {name: record["bytes"] for name, record in files.items()} == there
+    assert sum(there.values()) < 15_000_000
