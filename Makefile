@@ -27,7 +27,8 @@ lint: $(READY)
 	$(RUN) -m codespell_lib
 
 notebooks: $(READY)
-	$(QUIET) $(RUN) -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(QUIET) $(RUN) -m jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
 
 data: $(READY)
 	$(RUN) data/build.py world

@@ -53,8 +53,9 @@ class PPOConfig:
             entropy up); quoted 0.01 to 0.1.
         kl_coef: beta, price of a nat of KL to the reference, in the reward; 0.1 suits scores of
             the shipped world; TRL 0.05, lm-human-preferences 0.15 to begin with.
-        kl_estimator: of the KL in the reward; k1 (lm-human-preferences): its expected gradient is
-            the true one.
+        kl_estimator: of the KL in the reward; k1 (lm-human-preferences). The others end elsewhere
+            than at pi_ref * exp(r / beta): "exact" is the same for every token that could have
+            been chosen at a state, and so puts no price on the choice.
         kl_loss_coef: c3, price of a nat per token in the loss; 0; quoted 0.01 to 0.1.
         kl_loss_estimator: "k2" (the right gradient on-policy), "k3" (GRPO; the gradient of the
             other KL) or "exact". Not "k1": its expected gradient is zero.

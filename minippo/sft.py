@@ -1,8 +1,9 @@
 """Stage 1: supervised fine-tuning, and the loop that trains anything on rows of data."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -56,6 +57,11 @@ def make_accelerator(mixed_precision: str, **options: object) -> Accelerator:
     return Accelerator(mixed_precision=mixed_precision, **options)
 
 
+def progress_bar(*, silent: bool = False, **options: Any) -> tqdm:
+    """A bar for people; TQDM_DISABLE=1 silences it in notebooks, too, where tqdm forgets to."""
+    return tqdm(disable=silent or bool(os.environ.get("TQDM_DISABLE")), **options)
+
+
 def fit(
     model: nn.Module,
     n_rows: int,
@@ -81,7 +87,7 @@ def fit(
     prepared, optimizer = accelerator.prepare(model.train(), optimizer)
     generator = torch.Generator().manual_seed(config.seed)
     history: list[float] = []
-    with tqdm(total=n_steps, desc=name) as bar:
+    with progress_bar(total=n_steps, desc=name) as bar:
         for _ in range(config.epochs):
             for rows in torch.randperm(n_rows, generator=generator).split(config.minibatch_size):
                 step_loss = loss(prepared, rows)

@@ -23,7 +23,6 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather, gather_object, pad_across_processes
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from minippo._validate import check_response_mask, fail
@@ -35,7 +34,7 @@ from minippo.masking import masked_mean, whiten
 from minippo.models import PolicyWithValue, no_progress_bars
 from minippo.ppo import PPOConfig, ppo_loss
 from minippo.rollout import Responses, Rollout, Score, collect, encode_prompts, evaluate
-from minippo.sft import make_accelerator
+from minippo.sft import make_accelerator, progress_bar
 
 Stats = dict[str, float]
 Callback = Callable[["PPOTrainer", Stats], bool | None]
@@ -337,9 +336,10 @@ class PPOTrainer:
         encode_prompts(self.tokenizer, prompts[:1])  # an empty list, or one string, is an error
         if self._log_with is not None:
             self.accelerator.init_trackers("minippo", config=asdict(config))
-        # `disable` is only passed where it is True: TQDM_DISABLE=1 then works, too.
-        silent = {} if progress and self.accelerator.is_main_process else {"disable": True}
-        with tqdm(total=n_steps, initial=len(self.history), desc="PPO", **silent) as bar:
+        silent = not (progress and self.accelerator.is_main_process)
+        with progress_bar(
+            total=n_steps, initial=len(self.history), desc="PPO", silent=silent
+        ) as bar:
             self._stop = False
             while len(self.history) < n_steps and not self._stop:
                 stats = self.step(_batch(prompts, len(self.history), config))
