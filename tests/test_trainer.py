@@ -652,7 +652,10 @@ def test_callbacks_see_every_step_and_one_that_returns_true_ends_the_training():
     assert also == [1, 2]  # the other one is called all the same
 
 
-def test_progress_is_shown_unless_it_is_not_wanted(capsys):
+def test_progress_is_shown_unless_it_is_not_wanted(capsys, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    tiny.trainer().train(PROMPTS, 1)
+    monkeypatch.delenv("TQDM_DISABLE")
     run(1)
     assert "PPO" not in capsys.readouterr().err
     tiny.trainer().train(PROMPTS, 1)
