@@ -18,7 +18,7 @@ test: $(READY)
 	$(QUIET) $(RUN) -m pytest
 
 slow: $(READY)
-	$(QUIET) $(RUN) -m pytest -m slow tests
+	$(QUIET) $(RUN) -m pytest -m slow -rP tests
 
 lint: $(READY)
 	$(RUN) -m ruff check

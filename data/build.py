@@ -1,7 +1,7 @@
 """Make everything in this folder from seeds: python data/build.py world [--out DIR].
 
 Texts, tokenizer, the three tiny GPT-2s, the manifest (sizes, sha256, versions, figures) and the
-figures of the data card. About 15 minutes on 2 cores. Needs no network and no GPU.
+figures of the data card; how long it took is among them. Needs no network and no GPU.
 """
 
 import argparse
@@ -191,7 +191,7 @@ def make_pairs(
     annotator: world.Annotator,
     seed: int,
 ) -> list[dict[str, str]]:
-    """Two of the policy's responses to a prompt, and the annotator's choice; ties are redrawn."""
+    """Two of the policy's responses to a prompt; the annotator (of equals, a coin) chooses."""
     rng = random.Random(seed)
     asked = [rng.choice(prompts) for _ in range(n)]
     texts = respond(policy, tokenizer, [p for p in asked for _ in range(2)], seed=seed)

@@ -1,6 +1,6 @@
 """minippo: PPO for RLHF of language models, small enough to read in an hour.
 
-Read the modules in this order. The mathematics, re-exported here, needs torch and nothing else:
+Read the modules in this order. The mathematics, re-exported here, needs torch and jaxtyping alone:
 `log_probs`, `masking`, `advantages`, `losses`, `kl`, `alternatives`. Then the things (`data`,
 `world`, `models`), the stages (`rollout`, `sft`, `reward_model`) and the algorithm (`ppo`,
 `trainer`), each imported by its own name: `from minippo.trainer import PPOTrainer`.

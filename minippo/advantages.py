@@ -71,7 +71,7 @@ def td_errors(
 
     After the last real token the episode is over: the next value is 0, or `bootstrap` (the value
     after the last token of a response that was cut off, 0 where EOS came). Source: Sutton and
-    Barto 2018, eq. 6.5; Schulman et al. 2016, eq. 10.
+    Barto 2018, eq. 6.5; Schulman et al. 2016, sec. 3.
 
     >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.25, 0.5]])
     >>> td_errors(rewards, values, torch.ones(1, 2).bool())

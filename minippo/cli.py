@@ -1,4 +1,4 @@
-"""The command line: `minippo demo` shows the whole of RLHF, `minippo train` runs PPO on your own.
+"""The command line: `minippo demo` shows PPO at work, `minippo train` runs it on your own model.
 
 Exit codes: 0 done; 1 a run failed; 2 the command is wrong; 130 stopped by Ctrl-C.
 """
@@ -112,7 +112,9 @@ def examine(
 
 
 def _demo(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="minippo demo", description="RLHF in about a minute.")
+    parser = argparse.ArgumentParser(
+        prog="minippo demo", description="PPO, the third stage of RLHF, in about a minute."
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of the picture")
     options = parser.parse_args(arguments)

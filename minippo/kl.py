@@ -5,7 +5,7 @@ true gradient in expectation. In the *loss* its gradient is zero in expectation,
 one (per state, on-policy), and k3's is the gradient of KL(reference || policy).
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from jaxtyping import Float
 from torch import Tensor, inf
@@ -125,6 +125,7 @@ class AdaptiveKL:
     """
 
     coef: float
+    _: KW_ONLY
     target: float
     horizon: int
 
@@ -158,6 +159,7 @@ class PenaltyKL:
     """
 
     coef: float
+    _: KW_ONLY
     target: float
 
     def __post_init__(self) -> None:

@@ -41,7 +41,8 @@ def clipped_surrogate(
 
     A pessimistic bound: it stops rewarding a step outside the band, in the direction that A asks
     for, and leaves the way back open. It does not keep r inside. `clip_range` is epsilon or
-    (low, high). `dual_clip` (c > 1) also bounds the loss of A < 0 by -c * A. Source: Schulman et
+    (low, high). `dual_clip` (c > 1 + epsilon: below, the two clips would
+    overlap) also bounds the loss of A < 0 by -c * A. Source: Schulman et
     al. 2017, eq. 7; dual clip: Ye et al. 2020 (arXiv:1912.09729), eq. 5; OpenRLHF and verl have it.
 
     >>> from torch import tensor
@@ -179,7 +180,7 @@ def reinforce_loss(
 ) -> Float[Tensor, "*shape"]:
     """-A * log p: its gradient is the policy gradient. None flows to the advantages.
 
-    Source: Williams 1992; Sutton and Barto 2018, eq. 13.9 and 13.11 (A with a baseline).
+    Source: Williams 1992; Sutton and Barto 2018, eq. 13.8 and 13.11 (A with a baseline).
 
     >>> from torch import tensor
     >>> reinforce_loss(tensor([-1.0, -2.0]), tensor([3.0, -1.0]))

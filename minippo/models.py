@@ -187,6 +187,8 @@ def find_model(caller: str, name: str | Path) -> str:
             folder = Path(snapshot_download(str(name), local_files_only=True))
         except (HFValidationError, LocalEntryNotFoundError):
             return _ask_hub(caller, str(name))
+        if not all(any(folder.glob(kind)) for kind in ("*.safetensors", "config.json")):
+            return _ask_hub(caller, str(name))  # the cache holds only a part of it
     if not any(folder.glob("*.safetensors")):
         fail(caller, "name", "be a folder with safetensors (nothing is unpickled)", str(name))
     return str(folder)

@@ -46,8 +46,8 @@ class PPOTrainer:
 
     Args:
         policy: learns, in place.
-        reference: the KL is measured to it; stays as it is unless the configuration renews it.
-            None: the policy with its LoRA adapter switched off.
+        reference: the KL is measured to it; stays as it is, unless the configuration renews it:
+            then it is overwritten in place. None: the policy with its LoRA adapter switched off.
         score: judges responses: `text_score`, `load_score`, `ensemble_score` or your own.
         tokenizer: the policy's.
         config: every choice.
@@ -361,10 +361,11 @@ class PPOTrainer:
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint from which `resume` goes on as if nothing had happened.
 
-        The folder is a plain transformers model (AutoModelForCausalLM opens it), with the value
-        head, Adam's moments and the trainer's state beside it; nothing is pickled. It is written
-        under another name and then renamed; what was there before becomes `<folder>.previous`.
-        A kill at any moment leaves one of them whole.
+        The folder is a plain transformers model (AutoModelForCausalLM opens it; of a policy with
+        LoRA it is peft's adapter, which names the base model's folder), with the value head,
+        Adam's moments and the trainer's state beside it; nothing is pickled. It is written under
+        another name and then renamed; what was there before becomes `<folder>.previous`. A kill
+        at any moment leaves one of them whole.
 
         Raises:
             ValueError: the folder exists and is not a checkpoint.
