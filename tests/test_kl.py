@@ -280,6 +280,9 @@ def test_fixed_kl_stays():
 X = torch.zeros(2)
 
 
+ADAPTIVE, PENALTY = AdaptiveKL(1.0, target=6.0, horizon=9), PenaltyKL(1.0, target=1.0)
+
+
 @pytest.mark.parametrize(
     ("call", "argument", "came"),
     [
@@ -291,20 +294,20 @@ X = torch.zeros(2)
         (lambda: FixedKL(-0.1), "FixedKL: coef", "-0.1"),
         (lambda: FixedKL(NAN), "FixedKL: coef", "nan"),
         (lambda: FixedKL(True), "FixedKL: coef", "True"),
-        (lambda: AdaptiveKL(0.0, 6.0, 100), "AdaptiveKL: coef", "0.0"),
-        (lambda: AdaptiveKL(1.0, 0.0, 100), "AdaptiveKL: target", "0.0"),
-        (lambda: AdaptiveKL(1.0, INF, 100), "AdaptiveKL: target", "inf"),
-        (lambda: AdaptiveKL(1.0, 6.0, 0), "AdaptiveKL: horizon", "0"),
-        (lambda: AdaptiveKL(1.0, 6.0, True), "AdaptiveKL: horizon", "True"),
-        (lambda: PenaltyKL(0.0, 1.0), "PenaltyKL: coef", "0.0"),
-        (lambda: PenaltyKL(1.0, -1.0), "PenaltyKL: target", "-1.0"),
+        (lambda: AdaptiveKL(0.0, target=6.0, horizon=100), "AdaptiveKL: coef", "0.0"),
+        (lambda: AdaptiveKL(1.0, target=0.0, horizon=100), "AdaptiveKL: target", "0.0"),
+        (lambda: AdaptiveKL(1.0, target=INF, horizon=100), "AdaptiveKL: target", "inf"),
+        (lambda: AdaptiveKL(1.0, target=6.0, horizon=0), "AdaptiveKL: horizon", "0"),
+        (lambda: AdaptiveKL(1.0, target=6.0, horizon=True), "AdaptiveKL: horizon", "True"),
+        (lambda: PenaltyKL(0.0, target=1.0), "PenaltyKL: coef", "0.0"),
+        (lambda: PenaltyKL(1.0, target=-1.0), "PenaltyKL: target", "-1.0"),
         (lambda: FixedKL(1.0).update(NAN, 1), "FixedKL.update: kl", "nan"),
         (lambda: FixedKL(1.0).update(1.0, 0), "FixedKL.update: n_episodes", "0"),
-        (lambda: AdaptiveKL(1.0, 6.0, 9).update(INF, 1), "AdaptiveKL.update: kl", "inf"),
-        (lambda: AdaptiveKL(1.0, 6.0, 9).update(1.0, 0), "AdaptiveKL.update: n_episodes", "0"),
-        (lambda: AdaptiveKL(1.0, 6.0, 9).update(1.0, 45), "AdaptiveKL.update: n_episodes", "45"),
-        (lambda: PenaltyKL(1.0, 1.0).update(NAN, 1), "PenaltyKL.update: kl", "nan"),
-        (lambda: PenaltyKL(1.0, 1.0).update(1.0, True), "PenaltyKL.update: n_episodes", "True"),
+        (lambda: ADAPTIVE.update(INF, 1), "AdaptiveKL.update: kl", "inf"),
+        (lambda: ADAPTIVE.update(1.0, 0), "AdaptiveKL.update: n_episodes", "0"),
+        (lambda: ADAPTIVE.update(1.0, 45), "AdaptiveKL.update: n_episodes", "45"),
+        (lambda: PENALTY.update(NAN, 1), "PenaltyKL.update: kl", "nan"),
+        (lambda: PENALTY.update(1.0, True), "PenaltyKL.update: n_episodes", "True"),
     ],
 )
 def test_errors_name_the_argument_and_what_came(call, argument, came):
@@ -312,8 +315,15 @@ def test_errors_name_the_argument_and_what_came(call, argument, came):
         call()
 
 
+def test_target_and_horizon_are_named_so_that_they_cannot_be_swapped():
+    with pytest.raises(TypeError, match="positional"):
+        AdaptiveKL(1.0, 6.0, 100)
+    with pytest.raises(TypeError, match="positional"):
+        PenaltyKL(1.0, 0.01)
+
+
 def test_a_refused_update_leaves_the_coefficient_alone():
-    controller = AdaptiveKL(1.0, 6.0, 9)
+    controller = AdaptiveKL(1.0, target=6.0, horizon=9)
     with refuses("AdaptiveKL.update: n_episodes", "45"):
         controller.update(1.0, 45)
     assert controller.coef == 1.0
