@@ -9,7 +9,7 @@ Checkpoints: accelerate's are pickles; these are safetensors and JSON.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from functools import cached_property
@@ -355,8 +355,11 @@ class PPOTrainer:
 
     @cached_property
     def reference_hash(self) -> str:
-        """Tells one reference from another; "" for the policy without its adapter."""
-        return "" if self.reference is None else weights_hash(self.reference)
+        """Tells one reference from another; without one: what is frozen under the adapter."""
+        if self.reference is not None:
+            return weights_hash(self.reference)
+        parameters = self.policy.named_parameters()
+        return _hash({name: p for name, p in parameters if not p.requires_grad})
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint from which `resume` goes on as if nothing had happened.
@@ -474,8 +477,12 @@ class PPOTrainer:
 
 def weights_hash(module: nn.Module) -> str:
     """SHA-256 over names and values of a module's weights: equal hashes, equal models."""
+    return _hash(module.state_dict())
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, x in module.state_dict().items():
+    for name, x in tensors.items():
         digest.update(name.encode())
         digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -320,3 +320,23 @@ def test_weights_hash_sees_values_and_names():
     b.weight.data[1, 1] += 1e-6
     assert weights_hash(a) != weights_hash(b)
     assert trainer_module.sha256 is data.sha256
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # asked by peft
+def test_an_adapter_does_not_resume_on_another_base_model(tmp_path):
+    pytest.importorskip("peft")
+
+    def trainer(seed):
+        folder = tmp_path / f"base{seed}"
+        tiny.language_model(seed).save_pretrained(folder)
+        tiny.tokenizer().save_pretrained(folder)
+        policy = load_policy(folder, lora={"r": 2})[0]
+        config = PPOConfig(rollout_size=4, minibatch_size=4, max_new_tokens=4)
+        return PPOTrainer(policy, None, tiny.good_count, tiny.tokenizer(), config)
+
+    first = trainer(0)
+    first.train(tiny.PROMPTS, 1, progress=False)
+    first.save(tmp_path / "run")
+    trainer(0).resume(tmp_path / "run")
+    with pytest.raises(ValueError, match="reference must be the one that the run began with"):
+        trainer(1).resume(tmp_path / "run")
