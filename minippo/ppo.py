@@ -191,6 +191,8 @@ class PPOConfig:
             "value_coef": 0.5,
             "value_clip_range": None,
             "entropy_coef": 0.01,
+            # A response's ratio is the product of its tokens': at 1e-3 it overflows in a few steps.
+            "learning_rate": 2e-4,
         }
         return cls(**(sketch | changes))  # type: ignore[arg-type]
 
