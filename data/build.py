@@ -82,7 +82,12 @@ def build_world(out: Path) -> None:
     torch.manual_seed(SEEDS["models"])
     base = GPT2LMHeadModel(model_config(tokenizer))
     config = FitConfig(minibatch_size=128, learning_rate=3e-3, warmup_steps=200, weight_decay=0.0)
-    train_sft(PolicyWithValue(base), encode(tokenizer, [""] * len(corpus), corpus), config)
+    train_sft(
+        PolicyWithValue(base),
+        encode(tokenizer, [""] * len(corpus), corpus),
+        config,
+        name="base model",
+    )
     save(base, tokenizer, out / "tiny-gpt2-base")
     policy, _ = load_policy(out / "tiny-gpt2-base")
     figures["base"] = measure_base(policy, tokenizer, sorted(held_out))

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn, where
 
 from minippo._validate import check_number, fail
-from minippo.kl import exact_kl, kl_k2, kl_k3
+from minippo.kl import exact_kl, kl_k3
 from minippo.log_probs import entropy, sequence_log_prob, token_log_probs
 from minippo.losses import (
     ClipRange,
@@ -20,7 +20,7 @@ from minippo.losses import (
     probability_ratio,
     value_loss,
 )
-from minippo.rollout import Rollout, evaluate, reference_logits
+from minippo.rollout import KL_ESTIMATORS, Rollout, evaluate, reference_logits
 
 _ABOVE_ZERO = (
     "value_clip_range", "kl_target", "penalty_target", "temperature", "max_grad_norm",
@@ -321,5 +321,6 @@ def _reference_kl(
     if config.kl_loss_estimator == "exact":
         ref_logits = reference_logits(policy, reference, batch.responses)
         return exact_kl(logits, ref_logits, temperature=config.temperature)
-    estimator = {"k2": kl_k2, "k3": kl_k3}[config.kl_loss_estimator]
-    return estimator(log_probs, where(batch.mask, batch.ref_log_probs, 0.0))
+    return KL_ESTIMATORS[config.kl_loss_estimator](
+        log_probs, where(batch.mask, batch.ref_log_probs, 0.0)
+    )

@@ -278,7 +278,7 @@ def _inverse_cdf(
     logits: Float[Tensor, "batch vocab"], u: Float[Tensor, " batch"]
 ) -> Int[Tensor, " batch"]:
     """The first token whose cumulative probability exceeds u; never one of probability 0."""
-    cdf = logits.softmax(-1).double().cumsum(-1)  # 50,257 terms: float32 would lose the tail
+    cdf = logits.softmax(-1).double().cumsum(-1)  # the rounding of 50,257 terms adds up
     return torch.searchsorted(cdf, u.double().unsqueeze(1) * cdf[:, -1:], right=True).squeeze(1)
 
 
