@@ -16,7 +16,7 @@ from minippo import (
     shape_rewards,
     td_errors,
 )
-from tests import definitions as slow
+from minippo import definitions as slow
 from tests.shapes import double, refuses
 
 INF, NAN = float("inf"), float("nan")

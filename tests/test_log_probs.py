@@ -8,7 +8,7 @@ from torch import tensor
 from torch.testing import assert_close
 
 from minippo import entropy, sequence_log_prob, token_log_probs
-from tests import definitions as slow
+from minippo import definitions as slow
 from tests.shapes import double, refuses
 
 INF = float("inf")

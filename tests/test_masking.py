@@ -8,7 +8,7 @@ from torch import tensor
 from torch.testing import assert_close
 
 from minippo import masked_mean, masked_var, whiten
-from tests import definitions as slow
+from minippo import definitions as slow
 from tests.shapes import double, refuses
 
 INF, NAN = float("inf"), float("nan")

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from minippo.ppo import PPOConfig, ppo_loss
 from minippo.rollout import Responses, Rollout
-from tests import definitions as slow
+from minippo import definitions as slow
 from tests.shapes import double, refuses
 from tests.tiny import Table
 

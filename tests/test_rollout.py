@@ -29,7 +29,7 @@ from minippo.rollout import (
     score_with,
     text_score,
 )
-from tests import definitions as slow
+from minippo import definitions as slow
 from tests import tiny
 from tests.shapes import refuses
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from minippo.rollout import encode, encode_prompts, evaluate, generate
 from minippo.sft import FitConfig, fit, make_accelerator, train_sft
-from tests import definitions as slow
+from minippo import definitions as slow
 from tests import tiny
 from tests.shapes import refuses
 

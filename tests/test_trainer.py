@@ -16,7 +16,7 @@ from minippo.log_probs import token_log_probs
 from minippo.ppo import PPOConfig, ppo_loss
 from minippo.rollout import Responses, Rollout, evaluate, text_score
 from minippo.trainer import PPOTrainer, weights_hash
-from tests import definitions as slow
+from minippo import definitions as slow
 from tests import tiny
 from tests.shapes import refuses
 from tests.tiny import PROMPTS

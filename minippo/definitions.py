@@ -1,8 +1,8 @@
 """The formulas once more, as slow loops over Python floats, written from the papers.
 
 A vector is a list of floats, a batch is a list of rows, a mask is a list of rows of bools. Python's
-floats are float64, so these are the expected values of tests; `gradient` gives the expected slopes.
-Nothing here comes from minippo or from torch.
+floats are float64, so these are the expected values of tests and of `checks`; `gradient` gives the
+expected slopes. Nothing here comes from the rest of minippo or from torch.
 """
 
 import copy

@@ -1,0 +1,22 @@
+"""Is my function right, and if not, what did I do? `checks.gae(my_gae)` says it.
+
+Right means: equal to a slow, independent definition in value and gradient, on cases generated to
+tell mistakes apart. Known mistakes are named. `checks.solution("gae")` shows minippo's own
+function.
+"""
+
+from minippo.checks._check import Check, show_solution
+from minippo.checks._result import Result, Solution
+from minippo.checks.advantages import gae
+
+CHECKS: dict[str, Check] = {check.name: check for check in (gae,)}
+
+
+def solution(name: str) -> Solution:
+    """minippo's own, tested function, after an attempt or on asking twice."""
+    if name not in CHECKS:
+        raise ValueError(f"solution: name must be one of {', '.join(CHECKS)}, got {name!r}.")
+    return show_solution(CHECKS[name])
+
+
+__all__ = ["CHECKS", "Check", "Result", "gae", "solution"]

@@ -1,0 +1,77 @@
+"""The catalogue of wrong implementations: what people do, what comes of it, and who did it.
+
+Each function of the course has one flawed version here whose mistakes are flags: with no flag up
+it is right, with one up it makes that mistake, with two up both. So a check can recognise what a
+student did, the bug zoo can run it, and homework can turn a mistake into a convention that is
+asked for. `CATALOGUE["gae"].version({"name of a mistake"})` is a function to call.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Misconception:
+    """One mistake.
+
+    Attributes:
+        name: what it is called, and the flag that switches it on.
+        what: one sentence on what was done.
+        hint: one sentence that points to the mend without saying it.
+        symptom: what it does to training; "" where no run or derivation of ours shows it.
+        source: where the field got it wrong, or "a first-time solver".
+        convention: the sentence that asks for it on purpose, in homework; "" where nobody would.
+    """
+
+    name: str
+    what: str
+    hint: str
+    symptom: str = ""
+    source: str = "a first-time solver"
+    convention: str = ""
+
+
+@dataclass(frozen=True)
+class Flawed:
+    """A function with all the mistakes known for it."""
+
+    name: str
+    function: Callable[..., Any]
+    mistakes: tuple[Misconception, ...]
+
+    def __getitem__(self, name: str) -> Misconception:
+        return next(mistake for mistake in self.mistakes if mistake.name == name)
+
+    def version(self, flags: Collection[str]) -> Callable[..., Any]:
+        """The function with these mistakes made."""
+        if unknown := set(flags) - {mistake.name for mistake in self.mistakes}:
+            raise ValueError(
+                f"version: flags must be mistakes of {self.name}, got {sorted(unknown)}."
+            )
+        return functools.partial(self.function, frozenset(flags))
+
+    def combinations(self, at_most: int = 2) -> Iterator[tuple[Misconception, ...]]:
+        """Each mistake alone, then each pair."""
+        for size in range(1, at_most + 1):
+            yield from itertools.combinations(self.mistakes, size)
+
+
+CATALOGUE: dict[str, Flawed] = {}
+
+
+def flawed(*mistakes: Misconception) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a function `f(flags, *args, **kwargs)` and its mistakes in the catalogue."""
+
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__
+        CATALOGUE[name] = Flawed(name, function, mistakes)
+        return function
+
+    return enter
+
+
+# Entering happens on import; the modules need `flawed` from above.
+from minippo.misconceptions import advantages  # noqa: E402, F401
