@@ -8,8 +8,12 @@ function.
 from minippo.checks._check import Check, show_solution
 from minippo.checks._result import Result, Solution
 from minippo.checks.advantages import gae
+from minippo.checks.log_probs import entropy, sequence_log_prob, token_log_probs
+from minippo.checks.masking import masked_mean, whiten
 
-CHECKS: dict[str, Check] = {check.name: check for check in (gae,)}
+CHECKS: dict[str, Check] = {
+    check.name: check for check in (token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, gae)
+}
 
 
 def solution(name: str) -> Solution:
@@ -19,4 +23,4 @@ def solution(name: str) -> Solution:
     return show_solution(CHECKS[name])
 
 
-__all__ = ["CHECKS", "Check", "Result", "gae", "solution"]
+__all__ = [*CHECKS, "CHECKS", "Check", "Result", "Solution", "solution"]  # noqa: PLE0604

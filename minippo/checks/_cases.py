@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,3 +149,18 @@ def weights(n: int) -> list[float]:
     A plain sum would let mistakes through whose gradients cancel.
     """
     return [0.5 + (0.618 * (i + 1)) % 1 for i in range(n)]
+
+
+def each(f: Callable[..., Any], *, inner: int = 0) -> Callable[..., Nested]:
+    """A definition of one element, on nested lists of any depth: `inner` axes stay together."""
+
+    def lift(lists: Sequence[Nested], numbers: dict[str, Any]) -> Nested:
+        if len(shape(lists[0])) == inner:
+            return f(*lists, **numbers)
+        return [lift(row, numbers) for row in zip(*lists, strict=True)]
+
+    def lifted(**inputs: Nested) -> Nested:
+        lists = [x for x in inputs.values() if isinstance(x, list)]
+        return lift(lists, {name: x for name, x in inputs.items() if not isinstance(x, list)})
+
+    return lifted
