@@ -203,6 +203,30 @@ def clipped_surrogate(
     return -objective
 
 
+def probability_ratio(log_p: float, log_old: float) -> float:
+    """p / p_old."""
+    return math.exp(log_p) / math.exp(log_old)
+
+
+def clip_is_active(
+    r: float, a: float, low: float, high: float, dual_clip: float | None = None
+) -> bool:
+    """Two regions of (r, sign of a); three with a dual clip."""
+    if a > 0:
+        return r > 1 + high
+    return a < 0 and (r < 1 - low or (dual_clip is not None and r > dual_clip))
+
+
+def penalty_surrogate(r: float, a: float, kl: float, coef: float) -> float:
+    """Schulman et al. 2017, eq. 8, with the sign turned."""
+    return -(r * a - coef * kl)
+
+
+def reinforce_loss(log_p: float, a: float) -> float:
+    """Its slope is -a."""
+    return -a * log_p
+
+
 def value_loss(
     v: float, target: float, old: float | None = None, clip_range: float | None = None
 ) -> float:

@@ -9,11 +9,26 @@ from minippo.checks._check import Check, show_solution
 from minippo.checks._result import Result, Solution
 from minippo.checks.advantages import gae
 from minippo.checks.log_probs import entropy, sequence_log_prob, token_log_probs
+from minippo.checks.losses import (
+    bradley_terry_loss,
+    clip_is_active,
+    clipped_surrogate,
+    penalty_surrogate,
+    probability_ratio,
+    reinforce_loss,
+    sft_loss,
+    value_loss,
+)
 from minippo.checks.masking import masked_mean, whiten
 
 CHECKS: dict[str, Check] = {
-    check.name: check for check in (token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, gae)
-}
+    check.name: check
+    for check in (
+        token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, bradley_terry_loss,
+        probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
+        reinforce_loss, sft_loss, gae,
+    )
+}  # fmt: skip
 
 
 def solution(name: str) -> Solution:
