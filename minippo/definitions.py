@@ -181,6 +181,11 @@ def monte_carlo_returns(rewards: Rows, mask: Mask, gamma: float = 1.0) -> Rows:
     ]
 
 
+def sequence_advantages(score: float, value: float) -> float:
+    """How much better than expected."""
+    return score - value
+
+
 def explained_variance(values: Rows, returns: Rows, mask: Mask) -> float:
     """1 - Var(R - V) / Var(R)."""
     errors = [

@@ -7,7 +7,13 @@ function.
 
 from minippo.checks._check import Check, show_solution
 from minippo.checks._result import Result, Solution
-from minippo.checks.advantages import gae
+from minippo.checks.advantages import (
+    gae,
+    monte_carlo_returns,
+    sequence_advantages,
+    shape_rewards,
+    td_errors,
+)
 from minippo.checks.log_probs import entropy, sequence_log_prob, token_log_probs
 from minippo.checks.losses import (
     bradley_terry_loss,
@@ -26,7 +32,8 @@ CHECKS: dict[str, Check] = {
     for check in (
         token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, bradley_terry_loss,
         probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
-        reinforce_loss, sft_loss, gae,
+        reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
+        shape_rewards,
     )
 }  # fmt: skip
 

@@ -62,7 +62,7 @@ class Draw:
 
     Attributes:
         batch, time, vocab: the size.
-        mask: ragged, ones and then zeros; of two rows or more, one is full and one short.
+        mask: ragged, ones and then zeros.
         junk: numbers under the mask are NaN or huge, and not zeros.
     """
 
@@ -71,9 +71,8 @@ class Draw:
         self.batch, self.time, self.vocab = size
         self.junk = junk
         lengths = [self.random.randint(1, self.time) for _ in range(self.batch)]
-        lengths[0] = max(1, self.time - 1)
-        if self.batch > 1:
-            lengths[1] = self.time
+        # One row ends one column early, one is full, one is short.
+        lengths[:3] = [max(1, self.time - 1), self.time, (self.time + 1) // 2][: self.batch]
         self.mask = [[t < length for t in range(self.time)] for length in lengths]
 
     def case(
@@ -83,7 +82,7 @@ class Draw:
         return Case(inputs, note, dtype, slopes, self.junk)
 
     def number(self, low: float = -2.0, high: float = 2.0) -> float:
-        """One number that float32 and bfloat16 can both hold exactly (8 bits)."""
+        """A multiple of 1/64: up to 4, bfloat16 holds it exactly, too."""
         return round(self.random.uniform(low, high) * 64) / 64
 
     def floats(self, *shape: int, low: float = -2.0, high: float = 2.0) -> Nested:

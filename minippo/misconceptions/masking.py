@@ -121,7 +121,6 @@ def masked_mean(flags: frozenset[str], x: Tensor, mask: Tensor) -> Tensor:
         convention="Only remove the mean: do not divide by the standard deviation.",
     ),
     LEAK,
-    CUT,
     HALF,
 )
 def whiten(
@@ -129,12 +128,16 @@ def whiten(
 ) -> Tensor:
     """(x - mean) / sqrt(variance + 1e-8) over the real tokens; zero on padding."""
     x = _wide(x, flags)
-    clean = x * mask if LEAK.name in flags else where(mask, x, 0.0)
+    clean = x if LEAK.name in flags else where(mask, x, 0.0)
     counted = torch.ones_like(mask) if "padding counted" in flags else mask
     dims = (1,) if "each row by itself" in flags else (0, 1)
+
+    def kept(y: Tensor) -> Tensor:
+        return y * counted if LEAK.name in flags else where(counted, y, 0.0)
+
     n = counted.sum(dims, keepdim=True)
-    mean = where(counted, clean, 0.0).sum(dims, keepdim=True) / n
-    squares = where(counted, clean - mean, 0.0) ** 2
+    mean = kept(clean).sum(dims, keepdim=True) / n
+    squares = kept(clean - mean) ** 2
     bessel = int("Bessel's correction" in flags)  # one token alone: 0 / 0
     variance = squares.sum(dims, keepdim=True) / (n - bessel)
     scale = (variance + 1e-8) ** (-1.0 if "variance instead of its root" in flags else -0.5)
@@ -143,5 +146,4 @@ def whiten(
     white = (clean - mean) * scale
     if keep_mean or "mean kept" in flags:
         white = white + mean
-    white = white if "padding not zero" in flags else where(mask, white, 0.0)
-    return _cut(white, flags)
+    return white if "padding not zero" in flags else where(mask, white, 0.0)
