@@ -278,6 +278,27 @@ def exact_kl(z: Row, ref: Row, temperature: float = 1.0) -> float:
     return sum(math.exp(lp) * (lp - lq) for lp, lq in pairs if lp > -math.inf)
 
 
+def adaptive_kl(
+    coef: float, target: float, horizon: int, kls: Row, n_episodes: int
+) -> Row:
+    """Ziegler et al. 2019, sec. 2.2: the coefficient after each update."""
+    found = []
+    for kl in kls:
+        error = max(-0.2, min(0.2, kl / target - 1))
+        coef *= 1 + error * n_episodes / horizon
+        found.append(coef)
+    return found
+
+
+def penalty_kl(coef: float, target: float, kls: Row, n_episodes: int) -> Row:
+    """Schulman et al. 2017, sec. 4: the coefficient after each update."""
+    found = []
+    for kl in kls:
+        coef *= 2 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1
+        found.append(coef)
+    return found
+
+
 # ---- alternatives ----------------------------------------------------------------------------
 
 

@@ -14,6 +14,12 @@ from minippo.checks.advantages import (
     shape_rewards,
     td_errors,
 )
+from minippo.checks.alternatives import (
+    dpo_loss,
+    group_advantages,
+    leave_one_out_advantages,
+)
+from minippo.checks.kl import AdaptiveKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.checks.log_probs import entropy, sequence_log_prob, token_log_probs
 from minippo.checks.losses import (
     bradley_terry_loss,
@@ -33,7 +39,8 @@ CHECKS: dict[str, Check] = {
         token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, bradley_terry_loss,
         probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
         reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
-        shape_rewards,
+        shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
+        group_advantages, leave_one_out_advantages,
     )
 }  # fmt: skip
 

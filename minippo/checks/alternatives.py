@@ -1,0 +1,48 @@
+"""Checks of what one can do instead of PPO."""
+
+from collections.abc import Iterator
+
+import minippo
+from minippo import definitions
+from minippo.checks._cases import Case, Draw, each
+from minippo.checks._check import Check
+
+
+def _dpo_cases(draw: Draw) -> Iterator[Case]:
+    for beta in (0.1, 1.0, 0.5):
+        names = ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
+        log_probs = {name: draw.floats(draw.batch, low=-4.0, high=-1.0) for name in names}
+        yield draw.case(**log_probs, beta=beta)
+
+
+dpo_loss = Check(
+    reference=minippo.dpo_loss,
+    definition=each(definitions.dpo_loss),
+    cases=_dpo_cases,
+    slopes=("policy_chosen", "policy_rejected"),
+)
+
+
+def _group_cases(draw: Draw) -> Iterator[Case]:
+    size = (draw.batch, draw.time + 1)
+    for _ in range(3):
+        yield draw.case(scores=draw.floats(*size))
+    yield draw.case("scores above 0", scores=draw.floats(*size, low=1.0, high=3.0))
+
+
+def _switched(draw: Draw) -> Iterator[Case]:
+    yield from _group_cases(draw)
+    yield draw.case(scores=draw.floats(draw.batch, draw.time + 1), normalize=False)
+
+
+group_advantages = Check(
+    reference=minippo.group_advantages,
+    definition=definitions.group_advantages,
+    cases=_switched,
+    optional=("normalize",),
+)
+leave_one_out_advantages = Check(
+    reference=minippo.leave_one_out_advantages,
+    definition=definitions.leave_one_out_advantages,
+    cases=_group_cases,
+)

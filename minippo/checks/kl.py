@@ -1,0 +1,96 @@
+"""Checks of the KL divergence and of what steers its coefficient."""
+
+import math
+from collections.abc import Iterator
+
+import minippo
+from minippo import definitions
+from minippo.checks._cases import Case, Draw, each
+from minippo.checks._check import Check
+from minippo.misconceptions.kl import coefficients
+
+
+def _sampled_cases(draw: Draw) -> Iterator[Case]:
+    size = (draw.batch, draw.time)
+    for _ in range(3):
+        p, q = (draw.floats(*size, low=-3.0, high=-0.0625) for _ in range(2))
+        yield draw.case(log_probs=p, ref_log_probs=q)
+    yield draw.case("the same policy", log_probs=p, ref_log_probs=p)
+
+
+kl_k1, kl_k2, kl_k3 = (
+    Check(
+        reference=reference,
+        definition=each(definition),
+        cases=_sampled_cases,
+        slopes=("log_probs",),
+    )
+    for reference, definition in (
+        (minippo.kl_k1, definitions.kl_k1),
+        (minippo.kl_k2, definitions.kl_k2),
+        (minippo.kl_k3, definitions.kl_k3),
+    )
+)
+
+
+def _exact_cases(draw: Draw) -> Iterator[Case]:
+    for temperature in (1.0, 0.5, 2.0):
+        yield draw.case(logits=draw.logits(), ref_logits=draw.logits(), temperature=temperature)
+    same = draw.logits()
+    yield draw.case("the same policy", logits=same, ref_logits=same, temperature=1.0)
+    ruled_out, ref = draw.logits(), draw.logits()
+    ruled_out[0][0][0] = -math.inf
+    yield draw.case("a token ruled out", logits=ruled_out, ref_logits=ref, temperature=1.0)
+    # What the reference never says costs infinitely much.
+    yield draw.case(
+        "a token that the reference rules out", slopes=False,
+        logits=ref, ref_logits=ruled_out, temperature=1.0,
+    )  # fmt: skip
+    yield draw.case(
+        "in half precision", dtype="bfloat16", slopes=False,
+        logits=draw.logits(), ref_logits=ref, temperature=1.0,
+    )  # fmt: skip
+
+
+exact_kl = Check(
+    reference=minippo.exact_kl,
+    definition=each(definitions.exact_kl, inner=1),
+    cases=_exact_cases,
+    slopes=("logits",),
+)
+
+
+def _kls(draw: Draw, target: float) -> list[float]:
+    """Below, near and above the target, and far off."""
+    return [target * draw.random.choice([0.1, 0.6, 0.95, 1.1, 1.6, 3.0]) for _ in range(6)]
+
+
+def _adaptive_cases(draw: Draw) -> Iterator[Case]:
+    for target in (6.0, 0.5):
+        yield draw.case(
+            coef=0.2, target=target, horizon=1000, kls=_kls(draw, target),
+            n_episodes=64 * draw.batch,
+        )  # fmt: skip
+
+
+AdaptiveKL = Check(
+    reference=minippo.AdaptiveKL,
+    definition=definitions.adaptive_kl,
+    cases=_adaptive_cases,
+    call=coefficients,
+)
+
+
+def _penalty_cases(draw: Draw) -> Iterator[Case]:
+    for target in (0.01, 0.5):
+        yield draw.case(coef=1.0, target=target, kls=_kls(draw, target), n_episodes=64)
+    wide = [0.5 * factor for factor in (1.75, 1.75, 0.6, 0.6)]
+    yield draw.case("between the thresholds", coef=1.0, target=0.5, kls=wide, n_episodes=64)
+
+
+PenaltyKL = Check(
+    reference=minippo.PenaltyKL,
+    definition=definitions.penalty_kl,
+    cases=_penalty_cases,
+    call=coefficients,
+)
