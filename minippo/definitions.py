@@ -326,3 +326,90 @@ def leave_one_out_advantages(scores: Rows) -> Rows:
         ]
         for group in scores
     ]
+
+
+# ---- the whole -------------------------------------------------------------------------------
+
+
+def response_mask(ids: list[list[int]], eos_token_id: int) -> Mask:
+    """True until the first EOS, which is the last real token."""
+    return [[eos_token_id not in row[:t] for t in range(len(row))] for row in ids]
+
+
+def ppo_loss(
+    logits: list[Rows],
+    values: Rows,
+    tokens: list[list[int]],
+    mask: Mask,
+    log_probs: Rows,
+    ref_log_probs: Rows,
+    old_values: Rows,
+    advantages: Rows,
+    returns: Rows,
+    clip_range: float,
+    value_coef: float,
+    value_clip_range: float | None,
+    entropy_coef: float,
+    temperature: float,
+    kl_loss_coef: float,
+) -> float:
+    """The mean over real tokens of policy loss + c1 * value loss - c2 * entropy + c3 * k2."""
+    total, n = 0.0, 0
+    for i, row in enumerate(mask):
+        for t in range(sum(row)):
+            log_p = log_softmax(logits[i][t], temperature)[tokens[i][t]]
+            ratio = probability_ratio(log_p, log_probs[i][t])
+            total += clipped_surrogate(ratio, advantages[i][t], clip_range, clip_range)
+            old = old_values[i][t] if value_clip_range is not None else None
+            total += value_coef * value_loss(values[i][t], returns[i][t], old, value_clip_range)
+            total -= entropy_coef * entropy(logits[i][t], temperature)
+            total += kl_loss_coef * kl_k2(log_p, ref_log_probs[i][t])
+            n += 1
+    return total / n
+
+
+def ppo_update(
+    logits: list[Rows],
+    values: Rows,
+    tokens: list[list[int]],
+    mask: Mask,
+    log_probs: Rows,
+    kl: Rows,
+    scores: Row,
+    kl_coef: float,
+    gamma: float,
+    lam: float,
+    epochs: int,
+    max_grad_norm: float,
+    learning_rate: float,
+) -> Row:
+    """All weights of a table policy after some steps of gradient descent on one rollout."""
+    rewards = shape_rewards(scores, kl, mask, kl_coef)
+    raw = gae(rewards, values, mask, gamma, lam)
+    returns = [[a + v for a, v in zip(*pair, strict=True)] for pair in zip(raw, values, strict=True)]
+    advantages, old_values = whiten(raw, mask), copy.deepcopy(values)
+
+    def loss(weights: list[Any]) -> float:
+        return ppo_loss(
+            *weights, tokens, mask, log_probs, log_probs, old_values, advantages, returns,
+            0.2, 0.5, 0.2, 0.0, 1.0, 0.0,
+        )  # fmt: skip
+
+    weights: list[Any] = [copy.deepcopy(logits), copy.deepcopy(values)]
+    for _ in range(epochs):
+        slopes = gradient(loss, weights)
+        norm = math.sqrt(sum(slope**2 for slope in leaves(slopes)))
+        step = learning_rate * min(1.0, max_grad_norm / norm)
+        weights = _moved(weights, slopes, step)
+    return leaves(weights)
+
+
+def leaves(x: Any) -> Row:
+    """The numbers of nested lists, in order."""
+    return [leaf for part in x for leaf in leaves(part)] if isinstance(x, list) else [x]
+
+
+def _moved(x: Any, slopes: Any, step: float) -> Any:
+    if isinstance(x, list):
+        return [_moved(a, b, step) for a, b in zip(x, slopes, strict=True)]
+    return x - step * slopes

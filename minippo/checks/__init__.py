@@ -5,6 +5,10 @@ tell mistakes apart. Known mistakes are named. `checks.solution("gae")` shows mi
 function.
 """
 
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
 from minippo.checks._check import Check, show_solution
 from minippo.checks._result import Result, Solution
 from minippo.checks.advantages import (
@@ -33,16 +37,40 @@ from minippo.checks.losses import (
 )
 from minippo.checks.masking import masked_mean, whiten
 
-CHECKS: dict[str, Check] = {
-    check.name: check
-    for check in (
-        token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, bradley_terry_loss,
-        probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
-        reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
-        shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
-        group_advantages, leave_one_out_advantages,
-    )
-}  # fmt: skip
+_MATHEMATICS = (
+    token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, bradley_terry_loss,
+    probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
+    reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
+    shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
+    group_advantages, leave_one_out_advantages,
+)  # fmt: skip
+_WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, when asked for
+
+
+class _Checks(Mapping[str, Check]):
+    """Name of a function -> its check."""
+
+    _known: ClassVar = {check.name: check for check in _MATHEMATICS}
+
+    def __getitem__(self, name: str) -> Check:
+        if name in _WHOLE:
+            return getattr(importlib.import_module("minippo.checks.ppo"), name)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._known, *_WHOLE])
+
+    def __len__(self) -> int:
+        return len(self._known) + len(_WHOLE)
+
+
+CHECKS: Mapping[str, Check] = _Checks()
+
+
+def __getattr__(name: str) -> Check:
+    if name in _WHOLE:
+        return CHECKS[name]
+    raise AttributeError(f"module 'minippo.checks' has no attribute {name!r}")
 
 
 def solution(name: str) -> Solution:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minippo.definitions import leaves as flat
+
 Nested = Any  # floats, ints or bools in lists of lists
 
 # (batch, time, vocabulary): from the smallest to sizes that are distinct primes, with more columns
@@ -130,11 +132,6 @@ def draws(seed: int | str, sizes: Sequence[tuple[int, int, int]] = SIZES) -> Ite
     for size in sizes:
         for junk in (False, True):
             yield Draw(seed, size, junk=junk)
-
-
-def flat(x: Nested) -> list[Any]:
-    """The numbers of nested lists, in order."""
-    return [leaf for part in x for leaf in flat(part)] if isinstance(x, list) else [x]
 
 
 def shape(x: Nested) -> list[int]:

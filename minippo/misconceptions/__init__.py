@@ -74,4 +74,4 @@ def flawed(*mistakes: Misconception) -> Callable[[Callable[..., Any]], Callable[
 
 
 # Entering happens on import; the modules need `flawed` from above.
-from minippo.misconceptions import advantages, alternatives, kl, log_probs, losses, masking  # noqa: E402, F401
+from minippo.misconceptions import advantages, alternatives, kl, log_probs, losses, masking, ppo  # noqa: E402, F401

@@ -1,0 +1,185 @@
+"""Checks of the whole loss and the whole update. Loads transformers, unlike the other checks."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn, where, zeros_like
+
+from minippo import definitions
+from minippo.checks import _solutions
+from minippo.checks._cases import Case, Draw, Nested
+from minippo.checks._check import Check
+from minippo.ppo import PPOConfig
+from minippo.ppo import ppo_loss as reference_loss
+from minippo.rollout import Responses, Rollout
+from minippo.rollout import response_mask as reference_mask
+
+
+def _mask_cases(draw: Draw) -> Iterator[Case]:
+    eos = draw.vocab - 1
+    for _ in range(2):
+        yield draw.case(ids=draw.tokens(), eos_token_id=eos)
+    padded = [
+        [0 if real else eos for real in row[1:]] + [eos] for row in draw.mask
+    ]  # pad == eos, as for GPT-2
+    yield draw.case("padded with EOS", ids=padded, eos_token_id=eos)
+    never = [[0] * draw.time for _ in range(draw.batch)]
+    yield draw.case("without EOS", ids=never, eos_token_id=eos)
+
+
+response_mask = Check(
+    reference=reference_mask, definition=definitions.response_mask, cases=_mask_cases
+)
+
+
+class TablePolicy(nn.Module):
+    """A policy of one row a prompt: prompt i has the logits and values of row i.
+
+    It is called like `PolicyWithValue`, and its gradients can be looked at number by number.
+    """
+
+    def __init__(self, logits: Tensor, values: Tensor, *, learn: bool = False) -> None:
+        super().__init__()
+        wrap: Callable[[Tensor], Tensor] = nn.Parameter if learn else (lambda x: x)
+        self.logits, self.values = wrap(logits), wrap(values)
+
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor | None, *, keep: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and values of the positions of a response, and of one more."""
+        rows = tokens[:, 0]
+        logits, values = self.logits[rows], self.values[rows]
+        return (
+            torch.cat([logits, zeros_like(logits[:, :1])], 1),
+            torch.cat([values, zeros_like(values[:, :1])], 1),
+        )
+
+
+CONFIG = ("clip_range", "value_coef", "value_clip_range", "entropy_coef", "temperature")
+UPDATE = ("kl_coef", "gamma", "lam", "epochs", "max_grad_norm")
+
+
+def _rollout(inputs: dict[str, Any], **more: Tensor) -> Rollout:
+    mask, ids = inputs["mask"], inputs["tokens"]
+    prompts = torch.arange(len(ids)).unsqueeze(1)
+    zeros = torch.zeros(mask.shape)
+    fields = {
+        "log_probs": inputs["log_probs"],
+        "ref_log_probs": inputs.get("ref_log_probs", zeros),
+        "values": inputs.get("old_values", zeros),
+        "scores": zeros[:, 0],
+        "kl": zeros,
+        "truncated": zeros[:, 0].bool(),
+        "bootstrap": zeros[:, 0],
+    }
+    responses = Responses(prompts, torch.ones_like(prompts).bool(), ids, mask)
+    return Rollout(responses, **(fields | more))
+
+
+def _call_loss(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Policy, batch and configuration, made of the numbers of a case."""
+    config = PPOConfig(**{name: inputs[name] for name in CONFIG if name in inputs})
+    loss = function(
+        TablePolicy(inputs["logits"], inputs["values"]),
+        _rollout(inputs), inputs["advantages"], inputs["returns"], config,
+        kl_loss_coef=inputs["kl_loss_coef"],
+    )  # fmt: skip
+    return loss[0] if isinstance(loss, tuple) else loss
+
+
+def _numbers(draw: Draw) -> dict[str, Nested]:
+    """A policy and what it wrote some steps ago. Fields of a rollout are zero on padding."""
+    logits, tokens = draw.logits(), draw.tokens()
+    now = definitions.token_log_probs(logits, tokens)
+    plain = Draw(draw.number(), (draw.batch, draw.time, draw.vocab), junk=False)
+    plain.mask = draw.mask
+
+    def near(x: Nested, reach: float) -> Nested:
+        moved = [[y + plain.number(-reach, reach) for y in row] for row in x]
+        return plain.tokens_of(moved)
+
+    values = draw.floats(draw.batch, draw.time)
+    return {
+        "logits": logits, "values": values, "tokens": tokens, "mask": draw.mask,
+        "log_probs": near(now, 0.6), "ref_log_probs": near(now, 0.6),
+        "old_values": near(values, 0.5),
+        "advantages": plain.token_floats(), "returns": plain.token_floats(),
+    }  # fmt: skip
+
+
+def _loss_cases(draw: Draw) -> Iterator[Case]:
+    if draw.junk:  # there is none in a rollout
+        return
+    plain = {
+        "clip_range": 0.2, "value_coef": 0.5, "value_clip_range": 0.2, "entropy_coef": 0.0,
+        "temperature": 1.0, "kl_loss_coef": 0.0,
+    }  # fmt: skip
+    changes: dict[str, dict[str, float | None]] = {
+        "plain": {},
+        "another epsilon and c1": {"clip_range": 0.1, "value_coef": 0.1},
+        "values not clipped": {"value_clip_range": None},
+        "with an entropy bonus": {"entropy_coef": 0.5},
+        "with a KL in the loss": {"kl_loss_coef": 0.5},
+        "at another temperature": {"temperature": 0.5, "entropy_coef": 0.1},
+    }
+    for note, change in changes.items():
+        yield draw.case(note, **_numbers(draw), **(plain | change))
+
+
+ppo_loss = Check(
+    reference=reference_loss,
+    definition=definitions.ppo_loss,
+    cases=_loss_cases,
+    slopes=("logits", "values"),
+    call=_call_loss,
+)
+
+
+def _call_update(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Every weight of the policy after the update, by plain gradient descent."""
+    policy = TablePolicy(inputs["logits"].clone(), inputs["values"].clone(), learn=True)
+    numbers = {name: inputs[name] for name in UPDATE}
+    n = len(inputs["tokens"])
+    config = PPOConfig(rollout_size=n, minibatch_size=n, **numbers)
+    before = where(inputs["mask"], inputs["values"], 0.0)
+    rollout = _rollout(inputs | {"old_values": before}, scores=inputs["scores"], kl=inputs["kl"])
+    optimizer = torch.optim.SGD(policy.parameters(), lr=inputs["learning_rate"])
+    with torch.enable_grad():
+        if function(policy, optimizer, rollout, config) is ...:
+            return ...
+    weights = torch.cat([p.detach().reshape(-1) for p in policy.parameters()])
+    started = torch.cat([inputs["logits"].reshape(-1), inputs["values"].reshape(-1)])
+    if torch.equal(weights, started):
+        raise NotImplementedError  # nothing was done
+    return weights
+
+
+def _update_cases(draw: Draw) -> Iterator[Case]:
+    if draw.junk or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
+        return
+    plain = {"kl_coef": 0.3, "gamma": 1.0, "lam": 0.95, "epochs": 1, "max_grad_norm": 100.0}
+    changes: dict[str, dict[str, float]] = {
+        "one epoch": {},
+        "three epochs": {"epochs": 3},
+        "gradients scaled down": {"max_grad_norm": 0.25},
+        "another lambda and gamma": {"lam": 0.5, "gamma": 0.9, "epochs": 2},
+    }
+    for note, change in changes.items():
+        numbers = _numbers(draw)
+        now = definitions.token_log_probs(numbers["logits"], numbers["tokens"])
+        numbers["log_probs"] = [
+            [x if m else 0.0 for x, m in zip(*pair, strict=True)]
+            for pair in zip(now, draw.mask, strict=True)
+        ]
+        inputs = {name: numbers[name] for name in ("logits", "values", "tokens", "mask", "log_probs")}
+        inputs |= {"kl": numbers["advantages"], "scores": draw.floats(draw.batch)}
+        yield draw.case(note, **inputs, **(plain | change), learning_rate=0.5)
+
+
+ppo_update = Check(
+    reference=_solutions.ppo_update,
+    definition=definitions.ppo_update,
+    cases=_update_cases,
+    call=_call_update,
+)
