@@ -278,9 +278,7 @@ def exact_kl(z: Row, ref: Row, temperature: float = 1.0) -> float:
     return sum(math.exp(lp) * (lp - lq) for lp, lq in pairs if lp > -math.inf)
 
 
-def adaptive_kl(
-    coef: float, target: float, horizon: int, kls: Row, n_episodes: int
-) -> Row:
+def adaptive_kl(coef: float, target: float, horizon: int, kls: Row, n_episodes: int) -> Row:
     """Ziegler et al. 2019, sec. 2.2: the coefficient after each update."""
     found = []
     for kl in kls:
@@ -386,13 +384,15 @@ def ppo_update(
     """All weights of a table policy after some steps of gradient descent on one rollout."""
     rewards = shape_rewards(scores, kl, mask, kl_coef)
     raw = gae(rewards, values, mask, gamma, lam)
-    returns = [[a + v for a, v in zip(*pair, strict=True)] for pair in zip(raw, values, strict=True)]
+    returns = [
+        [a + v for a, v in zip(*pair, strict=True)] for pair in zip(raw, values, strict=True)
+    ]
     advantages, old_values = whiten(raw, mask), copy.deepcopy(values)
 
     def loss(weights: list[Any]) -> float:
         return ppo_loss(
-            *weights, tokens, mask, log_probs, log_probs, old_values, advantages, returns,
-            0.2, 0.5, 0.2, 0.0, 1.0, 0.0,
+            weights[0], weights[1], tokens, mask, log_probs, log_probs, old_values,
+            advantages, returns, 0.2, 0.5, 0.2, 0.0, 1.0, 0.0,
         )  # fmt: skip
 
     weights: list[Any] = [copy.deepcopy(logits), copy.deepcopy(values)]

@@ -13,9 +13,9 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
+from minippo import definitions as slow
 from minippo.ppo import PPOConfig, ppo_loss
 from minippo.rollout import Responses, Rollout
-from minippo import definitions as slow
 from tests.shapes import double, refuses
 from tests.tiny import Table
 

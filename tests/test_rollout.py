@@ -10,6 +10,7 @@ from torch import nn, tensor
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
+from minippo import definitions as slow
 from minippo import token_log_probs
 from minippo.models import frozen_copy
 from minippo.rollout import (
@@ -29,7 +30,6 @@ from minippo.rollout import (
     score_with,
     text_score,
 )
-from minippo import definitions as slow
 from tests import tiny
 from tests.shapes import refuses
 

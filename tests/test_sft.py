@@ -8,9 +8,9 @@ import torch
 from torch import nn, tensor
 from torch.testing import assert_close
 
+from minippo import definitions as slow
 from minippo.rollout import encode, encode_prompts, evaluate, generate
 from minippo.sft import FitConfig, fit, make_accelerator, train_sft
-from minippo import definitions as slow
 from tests import tiny
 from tests.shapes import refuses
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn, tensor
 from torch.testing import assert_close
 
+from minippo import definitions as slow
 from minippo import trainer as trainer_module
 from minippo.kl import kl_k3
 from minippo.log_probs import token_log_probs
 from minippo.ppo import PPOConfig, ppo_loss
 from minippo.rollout import Responses, Rollout, evaluate, text_score
 from minippo.trainer import PPOTrainer, weights_hash
-from minippo import definitions as slow
 from tests import tiny
 from tests.shapes import refuses
 from tests.tiny import PROMPTS

@@ -18,11 +18,7 @@ from minippo.checks.advantages import (
     shape_rewards,
     td_errors,
 )
-from minippo.checks.alternatives import (
-    dpo_loss,
-    group_advantages,
-    leave_one_out_advantages,
-)
+from minippo.checks.alternatives import dpo_loss, group_advantages, leave_one_out_advantages
 from minippo.checks.kl import AdaptiveKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.checks.log_probs import entropy, sequence_log_prob, token_log_probs
 from minippo.checks.losses import (
@@ -80,4 +76,4 @@ def solution(name: str) -> Solution:
     return show_solution(CHECKS[name])
 
 
-__all__ = [*CHECKS, "CHECKS", "Check", "Result", "Solution", "solution"]  # noqa: PLE0604
+__all__ = [*CHECKS, "CHECKS", "Check", "Result", "Solution", "solution"]

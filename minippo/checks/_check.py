@@ -3,21 +3,15 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from minippo.checks._cases import Case, Draw, Nested, draws, flat, weights
-from minippo.checks._judge import (
-    Expected,
-    Failure,
-    Region,
-    alike,
-    failure,
-    properties,
-    shown,
-)
+from minippo.checks._cases import Case, Draw, Nested, draws, weights
+from minippo.checks._judge import Expected, Failure, Region, alike, failure, properties, shown
 from minippo.checks._observe import Observation, observe
 from minippo.checks._result import Result, Solution
 from minippo.definitions import gradient
+from minippo.definitions import leaves as flat
 from minippo.misconceptions import CATALOGUE, Flawed, Misconception
 
 SEED = 2027  # of the cases that a notebook sees; a grader has its own
@@ -73,9 +67,9 @@ class Check:
         """The cases of a seed, from the smallest, without those that need a keyword left out."""
         for draw in draws(f"{self.name} {seed}"):
             for case in self.cases(draw):
-                if not any(name in case.inputs for name in left_out):
-                    if not draw.junk or case.spoiled():
-                        yield case
+                asked = not any(name in case.inputs for name in left_out)
+                if asked and (case.spoiled() or not draw.junk):
+                    yield case
 
     def observe(self, function: Function, case: Case) -> Observation:
         """What the function does on a case."""
@@ -85,7 +79,7 @@ class Check:
     def expected(self, case: Case) -> Expected:
         """What is right on a case: the definition's value, and its slopes by differences."""
         slopes = {
-            name: gradient(lambda x: self._weighted(case, name, x), case.inputs[name])
+            name: gradient(partial(self._weighted, case, name), case.inputs[name])
             for name in self.slopes
             if case.slopes and isinstance(case.inputs.get(name), list)
         }
@@ -114,15 +108,13 @@ class Check:
         if mistakes := self.recognise(cases, seen, failures):
             named = " and ".join(mistake.name for mistake in mistakes)
             return Result(self.name, False, f"not yet: {named}.", mistakes)
-        says, *more = wrong[0].says.split("\n")
-        lines = [*more, *properties(cases, failures, self.regions), *shown(wrong[0])]
+        first = next((f for f in wrong if f.part == "raised"), wrong[0])
+        says, *more = first.says.split("\n")
+        lines = [*more, *properties(cases, failures, self.regions), *shown(first)]
         return Result(self.name, False, f"not yet. {says}", lines=tuple(lines))
 
     def recognise(
-        self,
-        cases: Sequence[Case],
-        seen: Sequence[Observation],
-        failures: Sequence[Failure | None],
+        self, cases: Sequence[Case], seen: Sequence[Observation], failures: Sequence[Failure | None]
     ) -> tuple[Misconception, ...]:
         """The known mistake, or pair of them, which explains everything that was seen."""
         # Where it failed the candidates differ most: look there first, and drop out early.

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from minippo.checks._cases import Case, Nested, flat, shape
+from minippo.checks._cases import Case, Nested, shape
 from minippo.checks._observe import Observation
+from minippo.definitions import leaves as flat
 
 TOLERANCE = 1e-5  # relative to max(1, |expected|)
 Region = Callable[[dict[str, Nested]], Nested]  # inputs -> True where it holds, per output
@@ -54,10 +55,9 @@ def failure(case: Case, expected: Expected, seen: Observation) -> Failure | None
         says = f"The shape must be {shape(expected.value)}; {shape(seen.value)} came."
         return Failure(case, "shape", says, seen.value, expected.value)
     kind = _kind(expected.value)
-    if not seen.dtype.startswith(kind):
-        # A half-precision answer to half-precision inputs is judged by its value.
-        if not (kind == "float" and seen.dtype == "bfloat16"):
-            return Failure(case, "dtype", f"The dtype must be {kind}; {seen.dtype} came.")
+    # A half-precision answer to half-precision inputs is judged by its value.
+    if not seen.dtype.startswith(kind) and not (kind == "float" and seen.dtype == "bfloat16"):
+        return Failure(case, "dtype", f"The dtype must be {kind}; {seen.dtype} came.")
     if not close(seen.value, expected.value):
         return Failure(case, "value", "The value is wrong.", seen.value, expected.value)
     return _slope_failure(case, expected, seen)
@@ -106,6 +106,8 @@ def _near(a: float, b: float, tolerance: float) -> bool:
 def alike(a: Observation, b: Observation, *, slopes: bool) -> bool:
     """Did two functions do the same on a case, but for rounding?"""
     if a.kind != b.kind or shape(a.value) != shape(b.value):
+        return False
+    if (a.changed, a.touched) != (b.changed, b.touched):
         return False
     if a.kind != "value":
         return a.kind != "raised"  # two errors may have two causes
@@ -168,8 +170,10 @@ def _relation(values: list[Failure]) -> list[str]:
         return []
     factor = big[0][0] / big[0][1]
     if all(_near(a, factor * b, 1e-4) for a, b in pairs):
-        what = "the right value with the sign turned" if _near(factor, -1.0, 1e-4) else (
-            f"{factor:.4g} times the right value"
+        what = (
+            "the right value with the sign turned"
+            if _near(factor, -1.0, 1e-4)
+            else (f"{factor:.4g} times the right value")
         )
         return [f"Everywhere it is {what}."]
     offset = big[0][0] - big[0][1]
@@ -182,7 +186,7 @@ def _places(values: list[Failure], regions: Mapping[str, Region]) -> list[str]:
     """Phrases that hold wherever it is wrong, and not everywhere."""
     said = []
     for phrase, region in (_MASKED | dict(regions)).items():
-        inside, outside = [], []
+        inside, outside = list[bool](), list[bool]()
         for f in values:
             where = region(f.case.inputs) if _fits(region, f) else None
             if where is None:

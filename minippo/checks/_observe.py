@@ -101,14 +101,19 @@ def _described(value: Any) -> str:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+    )
 
 
 def _random_states() -> dict[str, Any]:
+    state: Any = numpy.random.get_state()  # its text would take longer than most functions
     return {
-        "torch": torch.get_rng_state().tolist(),
+        "torch": torch.get_rng_state().numpy().tobytes(),
         "random": random.getstate(),
-        "numpy": str(numpy.random.get_state()),
+        "numpy": (state[0], state[1].tobytes(), *state[2:]),
     }
 
 
@@ -116,7 +121,9 @@ def _at_their_line(error: BaseException) -> str:
     """The exception, after the last line of the student's own that led to it."""
     said = f"{type(error).__name__}: {error}"
     ours = (PACKAGE, str(Path(torch.__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)
+    ]
     if not frames:
         return said
     last = frames[-1]

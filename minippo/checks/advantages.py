@@ -37,10 +37,7 @@ def _gae_cases(draw: Draw) -> Iterator[Case]:
 
 
 gae = Check(
-    reference=minippo.gae,
-    definition=definitions.gae,
-    cases=_gae_cases,
-    optional=("bootstrap",),
+    reference=minippo.gae, definition=definitions.gae, cases=_gae_cases, optional=("bootstrap",)
 )
 
 

@@ -13,11 +13,25 @@ def _dpo_cases(draw: Draw) -> Iterator[Case]:
         names = ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
         log_probs = {name: draw.floats(draw.batch, low=-4.0, high=-1.0) for name in names}
         yield draw.case(**log_probs, beta=beta)
+    # Log-probs of whole responses are sums over tokens.
+    far = [1000.0 * (-1) ** i for i in range(draw.batch)]
+    near = [0.0] * draw.batch
+    for chosen, rejected in ((far, near), (near, far)):
+        yield draw.case(
+            "differences of +-1000", policy_chosen=chosen, policy_rejected=rejected,
+            ref_chosen=near, ref_rejected=near, beta=0.5,
+        )  # fmt: skip
+
+
+def _stable_dpo(pc: float, pr: float, rc: float, rr: float, beta: float) -> float:
+    """Far from 0 the loss is the line; elsewhere the definition."""
+    d = beta * ((pc - rc) - (pr - rr))
+    return max(0.0, -d) if abs(d) > 400 else definitions.dpo_loss(pc, pr, rc, rr, beta)
 
 
 dpo_loss = Check(
     reference=minippo.dpo_loss,
-    definition=each(definitions.dpo_loss),
+    definition=each(_stable_dpo),
     cases=_dpo_cases,
     slopes=("policy_chosen", "policy_rejected"),
 )
@@ -28,6 +42,7 @@ def _group_cases(draw: Draw) -> Iterator[Case]:
     for _ in range(3):
         yield draw.case(scores=draw.floats(*size))
     yield draw.case("scores above 0", scores=draw.floats(*size, low=1.0, high=3.0))
+    yield draw.case("equal scores", scores=[[draw.number()] * size[1] for _ in range(size[0])])
 
 
 def _switched(draw: Draw) -> Iterator[Case]:

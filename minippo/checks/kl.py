@@ -15,6 +15,9 @@ def _sampled_cases(draw: Draw) -> Iterator[Case]:
     for _ in range(3):
         p, q = (draw.floats(*size, low=-3.0, high=-0.0625) for _ in range(2))
         yield draw.case(log_probs=p, ref_log_probs=q)
+    far = draw.floats(*size, low=-12.0, high=-8.0)
+    yield draw.case("the policy has gone far", log_probs=far, ref_log_probs=q)
+    yield draw.case("the reference has gone far", log_probs=q, ref_log_probs=far)
     yield draw.case("the same policy", log_probs=p, ref_log_probs=p)
 
 
@@ -41,6 +44,14 @@ def _exact_cases(draw: Draw) -> Iterator[Case]:
     ruled_out, ref = draw.logits(), draw.logits()
     ruled_out[0][0][0] = -math.inf
     yield draw.case("a token ruled out", logits=ruled_out, ref_logits=ref, temperature=1.0)
+    both = [[[-math.inf if i == j == v == 0 else x for v, x in enumerate(z)]
+             for j, z in enumerate(row)] for i, row in enumerate(ref)]  # fmt: skip
+    yield draw.case("a token that both rule out", logits=ruled_out, ref_logits=both, temperature=1.0)
+    unlikely = [[[x - 200.0 * (v == 0) for v, x in enumerate(z)] for z in row] for row in ref]
+    yield draw.case(
+        "a token that the reference hardly ever says",
+        logits=ref, ref_logits=unlikely, temperature=1.0,
+    )  # fmt: skip
     # What the reference never says costs infinitely much.
     yield draw.case(
         "a token that the reference rules out", slopes=False,
@@ -60,17 +71,20 @@ exact_kl = Check(
 )
 
 
-def _kls(draw: Draw, target: float) -> list[float]:
-    """Below, near and above the target, and far off."""
-    return [target * draw.random.choice([0.1, 0.6, 0.95, 1.1, 1.6, 3.0]) for _ in range(6)]
+def _kls(draw: Draw, target: float) -> list[list[float]]:
+    """One update each, below, near and above the target, and far off; then several in a row."""
+    factors = [0.1, 0.6, 0.95, 1.1, 1.6, 3.0]
+    kls = [[target * factor] for factor in factors] if draw.time == 1 else []
+    return [*kls, [target * draw.random.choice(factors) for _ in range(2 * draw.time)]]
 
 
 def _adaptive_cases(draw: Draw) -> Iterator[Case]:
     for target in (6.0, 0.5):
-        yield draw.case(
-            coef=0.2, target=target, horizon=1000, kls=_kls(draw, target),
-            n_episodes=64 * draw.batch,
-        )  # fmt: skip
+        for kls in _kls(draw, target):
+            for n_episodes in (64, 192):
+                yield draw.case(
+                    coef=0.5, target=target, horizon=500, kls=kls, n_episodes=n_episodes
+                )
 
 
 AdaptiveKL = Check(
@@ -83,7 +97,8 @@ AdaptiveKL = Check(
 
 def _penalty_cases(draw: Draw) -> Iterator[Case]:
     for target in (0.01, 0.5):
-        yield draw.case(coef=1.0, target=target, kls=_kls(draw, target), n_episodes=64)
+        for kls in _kls(draw, target):
+            yield draw.case(coef=1.0, target=target, kls=kls, n_episodes=64)
     wide = [0.5 * factor for factor in (1.75, 1.75, 0.6, 0.6)]
     yield draw.case("between the thresholds", coef=1.0, target=0.5, kls=wide, n_episodes=64)
 

@@ -1,6 +1,7 @@
 """Checks of the losses."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import minippo
 from minippo import definitions
@@ -11,13 +12,8 @@ from minippo.checks._judge import Region
 
 def _where(name: str, low: float, high: float) -> Region:
     """Where an input lies strictly between two numbers."""
-    return each_input(name, lambda x: low < x < high)
-
-
-def each_input(name: str, f: Region) -> Region:
-    """A region that depends on one input alone."""
-    lifted = each(f)
-    return lambda inputs: lifted(x=inputs[name])
+    inside = each(lambda x: low < x < high)
+    return lambda inputs: inside(x=inputs[name])
 
 
 SIGNS: dict[str, Region] = {
@@ -83,12 +79,12 @@ def _surrogate_cases(draw: Draw) -> Iterator[Case]:
         below, advantages = draw.floats(*size, low=0.2, high=0.7), draw.floats(*size)
         for ratio in (far, below, near):
             for sign in (1.0, -1.0):
-                signed = _map(lambda a, s=sign: s * (abs(a) + 0.0625), advantages)
+                signed = _map(partial(_with_sign, sign), advantages)
                 yield draw.case(ratio=ratio, advantages=signed, clip_range=epsilon)
-        zero = _map(lambda _: 0.0, advantages)
+        zero = _map(partial(_constant, 0.0), advantages)
         yield draw.case("advantage 0", slopes=False, ratio=far, advantages=zero, clip_range=epsilon)
         for edge in (1 - epsilon, 1 + epsilon):
-            at = _map(lambda _, e=edge: e, advantages)
+            at = _map(partial(_constant, edge), advantages)
             inputs = {"ratio": at, "advantages": advantages, "clip_range": epsilon}
             yield draw.case("on the edge", slopes=False, **inputs)
     high = draw.floats(*size, low=3.5, high=6.0)
@@ -97,7 +93,15 @@ def _surrogate_cases(draw: Draw) -> Iterator[Case]:
     )
 
 
-def _map(f: Region, x: Nested) -> Nested:
+def _with_sign(sign: float, x: float) -> float:
+    return sign * (abs(x) + 0.0625)
+
+
+def _constant(value: float, _: float) -> float:
+    return value
+
+
+def _map(f: Callable[[float], float], x: Nested) -> Nested:
     return each(f)(x=x)
 
 
@@ -195,9 +199,7 @@ reinforce_loss = Check(
 
 def _sft_cases(draw: Draw) -> Iterator[Case]:
     for _ in range(3):
-        yield draw.case(
-            logits=draw.tokens_of(draw.logits()), tokens=draw.tokens(), mask=draw.mask
-        )
+        yield draw.case(logits=draw.tokens_of(draw.logits()), tokens=draw.tokens(), mask=draw.mask)
 
 
 sft_loss = Check(

@@ -92,7 +92,7 @@ def _numbers(draw: Draw) -> dict[str, Nested]:
     """A policy and what it wrote some steps ago. Fields of a rollout are zero on padding."""
     logits, tokens = draw.logits(), draw.tokens()
     now = definitions.token_log_probs(logits, tokens)
-    plain = Draw(draw.number(), (draw.batch, draw.time, draw.vocab), junk=False)
+    plain = Draw(repr(draw.number()), (draw.batch, draw.time, draw.vocab), junk=False)
     plain.mask = draw.mask
 
     def near(x: Nested, reach: float) -> Nested:
@@ -111,11 +111,11 @@ def _numbers(draw: Draw) -> dict[str, Nested]:
 def _loss_cases(draw: Draw) -> Iterator[Case]:
     if draw.junk:  # there is none in a rollout
         return
-    plain = {
+    plain: dict[str, Any] = {
         "clip_range": 0.2, "value_coef": 0.5, "value_clip_range": 0.2, "entropy_coef": 0.0,
         "temperature": 1.0, "kl_loss_coef": 0.0,
     }  # fmt: skip
-    changes: dict[str, dict[str, float | None]] = {
+    changes: dict[str, dict[str, Any]] = {
         "plain": {},
         "another epsilon and c1": {"clip_range": 0.1, "value_coef": 0.1},
         "values not clipped": {"value_clip_range": None},
@@ -158,8 +158,14 @@ def _call_update(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
 def _update_cases(draw: Draw) -> Iterator[Case]:
     if draw.junk or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
         return
-    plain = {"kl_coef": 0.3, "gamma": 1.0, "lam": 0.95, "epochs": 1, "max_grad_norm": 100.0}
-    changes: dict[str, dict[str, float]] = {
+    plain: dict[str, Any] = {
+        "kl_coef": 0.3,
+        "gamma": 1.0,
+        "lam": 0.95,
+        "epochs": 1,
+        "max_grad_norm": 100.0,
+    }
+    changes: dict[str, dict[str, Any]] = {
         "one epoch": {},
         "three epochs": {"epochs": 3},
         "gradients scaled down": {"max_grad_norm": 0.25},
@@ -172,7 +178,9 @@ def _update_cases(draw: Draw) -> Iterator[Case]:
             [x if m else 0.0 for x, m in zip(*pair, strict=True)]
             for pair in zip(now, draw.mask, strict=True)
         ]
-        inputs = {name: numbers[name] for name in ("logits", "values", "tokens", "mask", "log_probs")}
+        inputs = {
+            name: numbers[name] for name in ("logits", "values", "tokens", "mask", "log_probs")
+        }
         inputs |= {"kl": numbers["advantages"], "scores": draw.floats(draw.batch)}
         yield draw.case(note, **inputs, **(plain | change), learning_rate=0.5)
 

@@ -356,9 +356,7 @@ def _gae_errors(
         convention="Give every real token the return of the first token of its response.",
     ),
     Misconception(
-        "padding counted",
-        "Rewards under the mask were added.",
-        "What does the mask say?",
+        "padding counted", "Rewards under the mask were added.", "What does the mask say?"
     ),
     Misconception(
         "one gamma too many",
@@ -481,9 +479,7 @@ def sequence_advantages(flags: frozenset[str], scores: Tensor, values: Tensor) -
         "trlX and rlhf-book have inverted their KL before",
     ),
     Misconception(
-        "coefficient forgotten",
-        "The KL counts with the weight 1.",
-        "What is kl_coef for?",
+        "coefficient forgotten", "The KL counts with the weight 1.", "What is kl_coef for?"
     ),
     Misconception(
         "coefficient on the score",

@@ -38,6 +38,25 @@ from minippo.misconceptions.log_probs import CUT, _cut
         "The reference's log-probs of chosen and rejected were exchanged.",
         "Which pair belongs together?",
     ),
+    Misconception(
+        "log of sigmoid",
+        "sigmoid first and the logarithm afterwards: far below 0 the sigmoid is 0 and its log "
+        "-inf.",
+        "torch has one function for both steps.",
+        "Log-probs of whole responses differ by hundreds: one such pair makes the loss infinite.",
+    ),
+    Misconception(
+        "sigmoid forgotten",
+        "The difference itself was returned, with its sign turned.",
+        "What is the loss of a pair that is right already, by far?",
+        "The loss has no lower bound: pairs that are right already go on pulling as hard.",
+    ),
+    Misconception(
+        "minus forgotten",
+        "log sigmoid was returned: what should be small is large.",
+        "Which of two losses is better, the lower or the higher one?",
+        "The optimiser makes the rejected response more likely.",
+    ),
     CUT,
 )
 def dpo_loss(
@@ -58,6 +77,10 @@ def dpo_loss(
     d = -d if "chosen and rejected swapped" in flags else d
     inside = 1.0 if {"beta forgotten", "beta outside"} & flags else beta
     loss = softplus(-inside * d)
+    if "log of sigmoid" in flags:
+        loss = -(inside * d).sigmoid().log()
+    loss = -inside * d if "sigmoid forgotten" in flags else loss
+    loss = -loss if "minus forgotten" in flags else loss
     return _cut(beta * loss if "beta outside" in flags else loss, flags)
 
 
@@ -97,6 +120,23 @@ def dpo_loss(
         "The mean runs over the groups, and not over the k responses of each.",
         "Which axis holds the responses to one prompt?",
     ),
+    Misconception(
+        "variance instead of its root",
+        "The scores were divided by the variance and not by the standard deviation.",
+        "What is the unit of a variance?",
+    ),
+    Misconception(
+        "0 / 0 is NaN",
+        "Nothing is added to the variance: where all scores of a group are equal, 0 is divided "
+        "by 0.",
+        "What should a group say in which no response is better than another?",
+        "One prompt that is always solved turns the whole loss into NaN.",
+    ),
+    Misconception(
+        "leave-one-out",
+        "The mean of the others was subtracted: that is RLOO's baseline.",
+        "Does a score count in the mean of its own group here?",
+    ),
 )
 def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool = True) -> Tensor:
     """(score - mean) / sqrt(variance + 1e-8), group by group."""
@@ -106,9 +146,12 @@ def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool =
     n = math.prod(scores.shape[dim] for dim in dims) - ("Bessel's correction" in flags)
     variance = squares / torch.tensor(float(n))
     kept = scores if "mean kept" in flags else centred
+    if "leave-one-out" in flags:
+        kept = centred * scores.shape[1] / (scores.shape[1] - 1)
     if "scale forgotten" in flags or not (normalize or "switch ignored" in flags):
         return kept
-    return kept / (variance + 1e-8).sqrt()
+    variance = variance + (0.0 if "0 / 0 is NaN" in flags else 1e-8)
+    return kept / (variance if "variance instead of its root" in flags else variance.sqrt())
 
 
 @flawed(
@@ -136,14 +179,28 @@ def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool =
         "Is a response that is better than the others good or bad?",
         "The policy learns to do what scores badly.",
     ),
+    Misconception(
+        "one group for all",
+        "The others are all other responses of the batch, and not those of the group.",
+        "With whom does a response compete?",
+        "Responses to easy prompts are pushed up, whatever they say.",
+        convention="Compare each score with the mean of all other scores of the batch.",
+    ),
+    Misconception(
+        "baseline returned",
+        "The mean of the others was returned, and not what a score is above it.",
+        "What is the advantage of a response that is just as good as the others?",
+    ),
 )
 def leave_one_out_advantages(flags: frozenset[str], scores: Tensor) -> Tensor:
     """score - mean of the others."""
     k = scores.shape[1]
     others = (scores.sum(1, keepdim=True) - scores) / (k if "divided by k" in flags else k - 1)
     if "own score counted" in flags:
-        others = scores.mean(1, keepdim=True)
-    advantages = scores - others
+        others = scores.mean(1, keepdim=True).expand_as(scores)
+    if "one group for all" in flags:
+        others = (scores.sum() - scores) / (scores.numel() - 1)
+    advantages = others if "baseline returned" in flags else scores - others
     if "normalised" in flags:
         advantages = advantages / (scores.var(1, correction=0, keepdim=True) + 1e-8).sqrt()
     return -advantages if "sign turned" in flags else advantages

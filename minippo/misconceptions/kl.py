@@ -1,5 +1,6 @@
 """Mistakes about the KL divergence and what steers its coefficient."""
 
+import math
 from typing import Any
 
 import torch
@@ -39,10 +40,29 @@ SKETCH = Misconception(
 )
 
 
-@flawed(SIGN, ABSOLUTE, CLAMPED, SKETCH, CUT)
+@flawed(
+    SIGN,
+    ABSOLUTE,
+    CLAMPED,
+    SKETCH,
+    Misconception(
+        "probabilities subtracted",
+        "p - q was taken, and not log p - log q.",
+        "The inputs are logarithms already. What becomes of a ratio there?",
+    ),
+    Misconception(
+        "ratio without its logarithm",
+        "The ratio p / q itself was returned.",
+        "What should come out where both policies agree?",
+    ),
+    CUT,
+)
 def kl_k1(flags: frozenset[str], log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
     """log p - log q."""
     k = log_probs - ref_log_probs
+    if "probabilities subtracted" in flags:
+        k = log_probs.exp() - ref_log_probs.exp()
+    k = k.exp() if "ratio without its logarithm" in flags else k
     k = -k if SIGN.name in flags else k
     k = k.abs() if ABSOLUTE.name in flags else k
     k = k.clamp(min=0) if CLAMPED.name in flags else k
@@ -109,6 +129,25 @@ def kl_k2(flags: frozenset[str], log_probs: Tensor, ref_log_probs: Tensor) -> Te
         "k3 is never negative.",
         "Going far from the reference is paid, and not charged.",
     ),
+    Misconception(
+        "log-probs divided",
+        "The ratio was taken of the log-probs: log q / log p.",
+        "The inputs are logarithms. What does a division become there?",
+    ),
+    Misconception(
+        "ratio detached",
+        "No gradient goes through q / p: what is left is the gradient of k1.",
+        "Look for a detach, or a no_grad around the ratio.",
+        "In a loss it does nothing on average: the mean of the gradient of log p is 0.",
+    ),
+    Misconception(
+        "clamped at 10",
+        "Values above 10 nats were cut off.",
+        "What is the gradient where the policy has gone very far?",
+        "What has gone furthest is the only thing that nothing pulls back.",
+        "verl, OpenRLHF: a guard against overflow",
+        "Clamp the estimate to [-10, 10].",
+    ),
     SKETCH,
     CUT,
 )
@@ -117,8 +156,11 @@ def kl_k3(flags: frozenset[str], log_probs: Tensor, ref_log_probs: Tensor) -> Te
     d = ref_log_probs - log_probs
     k1, k2 = -d, d**2 / 2
     d = -d if "upside down" in flags else d
-    k = d.exp() - (0.0 if "one forgotten" in flags else 1.0)
+    d = (ref_log_probs / log_probs).log() if "log-probs divided" in flags else d
+    ratio = d.exp().detach() if "ratio detached" in flags else d.exp()
+    k = ratio - (0.0 if "one forgotten" in flags else 1.0)
     k = k + d if "log added" in flags else k - d
+    k = k.clamp(-10, 10) if "clamped at 10" in flags else k
     k = k1 if "k1 instead" in flags else k2 if "k2 instead" in flags else k
     k = -ref_log_probs.exp() * k1 if SKETCH.name in flags else k
     return _cut(-k if "sign turned" in flags else k, flags)
@@ -162,6 +204,19 @@ def kl_k3(flags: frozenset[str], log_probs: Tensor, ref_log_probs: Tensor) -> Te
         "The penalty does nothing: the sum of p times the gradient of log p is 0.",
         "k1 in the loss does the same on average: open-instruct #534",
     ),
+    Misconception(
+        "log of softmax",
+        "softmax first and the logarithm afterwards: small probabilities become 0, and log 0 is "
+        "-inf.",
+        "torch has one function for both steps, and it never leaves the log world.",
+        "A token that is merely very unlikely makes the penalty infinite, or NaN.",
+    ),
+    Misconception(
+        "in bits",
+        "The logarithm has base 2.",
+        "minippo measures in nats.",
+        convention="Measure the KL in bits (base 2), not in nats.",
+    ),
     HALF,
 )
 def exact_kl(
@@ -169,12 +224,14 @@ def exact_kl(
 ) -> Tensor:
     """Sum of p (log p - log q)."""
     t = 1.0 if "temperature forgotten" in flags else temperature
-    log_p = (_wide(logits, flags) / t).log_softmax(-1)
-    log_q = (_wide(ref_logits, flags) / t).log_softmax(-1)
+    log_p, log_q = (
+        z.softmax(-1).log() if "log of softmax" in flags else z.log_softmax(-1)
+        for z in (_wide(logits, flags) / t, _wide(ref_logits, flags) / t)
+    )
     if "the other direction" in flags:
         log_p, log_q = log_q, log_p
     weights = log_q.exp() if "weights of the reference" in flags else log_p.exp()
-    difference = log_p - log_q
+    difference = (log_p - log_q) / (math.log(2) if "in bits" in flags else 1.0)
     if "0 times infinity is NaN" not in flags:
         difference = where(weights > 0, difference, 0.0)
     weights = weights.detach() if "no gradient" in flags else weights
@@ -185,6 +242,7 @@ def exact_kl(
 class _Controller:
     def __init__(self, flags: frozenset[str], coef: float, **rest: Any) -> None:
         self.flags, self.coef, self.rest = flags, coef, rest
+        self.first = coef
 
 
 class _AdaptiveKL(_Controller):
@@ -196,6 +254,12 @@ class _AdaptiveKL(_Controller):
         error = -error if "wrong way" in self.flags else error
         n = 1 if "episodes not counted" in self.flags else n_episodes
         change = error * n / horizon
+        if "0.1 for n / horizon" in self.flags:
+            change = 0.1 * error
+        if "never moves" in self.flags:
+            change = 0.0
+        if "starts over" in self.flags:
+            self.coef = self.first
         self.coef = self.coef + change if "added" in self.flags else self.coef * (1 + change)
 
 
@@ -230,6 +294,24 @@ class _AdaptiveKL(_Controller):
         "KL - target was used, and not KL / target - 1.",
         "Is being 1 nat off as much at a target of 2 as at a target of 20?",
     ),
+    Misconception(
+        "starts over",
+        "Each update begins from the first coefficient, and not from the last one.",
+        "After ten updates above the target, how high should the coefficient be?",
+        "The coefficient stays within 20 % of where it began, however wrong that was.",
+    ),
+    Misconception(
+        "0.1 for n / horizon",
+        "The error was multiplied by the constant 0.1, as in the paper's text.",
+        "Where do n_episodes and horizon enter?",
+        source="alpaca_farm and RL4LMs: the paper's K_beta",
+        convention="Multiply the clipped error by the constant 0.1, and not by n / horizon.",
+    ),
+    Misconception(
+        "never moves",
+        "The coefficient is the same after every update.",
+        "Is the new number written into self.coef?",
+    ),
 )
 def AdaptiveKL(flags: frozenset[str], coef: float, **rest: Any) -> _Controller:  # noqa: N802
     """coef *= 1 + clip(kl / target - 1, +-0.2) * n / horizon."""
@@ -242,9 +324,11 @@ class _PenaltyKL(_Controller):
         slack = 1.0 if "no slack" in flags else 2.0 if "1.5 and 2 swapped" in flags else 1.5
         step = 1.5 if "1.5 and 2 swapped" in flags else 2.0
         step = 1 / step if "wrong way" in flags else step
+        low = 0.5 * target if "lowered below half the target" in flags else target / slack
+        step = 1.0 if "never moves" in flags else step
         if kl > slack * target:
             self.coef *= step
-        elif kl < target / slack and "never lowered" not in flags:
+        elif kl < low and "never lowered" not in flags:
             self.coef /= step
 
 
@@ -271,18 +355,36 @@ class _PenaltyKL(_Controller):
         "What happens when the policy stands still?",
         "After some wild batches the penalty is so high that nothing moves any more.",
     ),
+    Misconception(
+        "lowered below half the target",
+        "The lower threshold is target / 2, as if 1.5 above meant 0.5 below.",
+        "1.5 is a factor. What is as far below 1 as 1.5 is above it?",
+    ),
+    Misconception(
+        "never moves",
+        "The coefficient is the same after every update.",
+        "Is the new number written into self.coef?",
+    ),
 )
 def PenaltyKL(flags: frozenset[str], coef: float, **rest: Any) -> _Controller:  # noqa: N802
     """x 2 above 1.5 target, / 2 below target / 1.5."""
     return _PenaltyKL(flags, coef, **rest)
 
 
-def coefficients(make: Any, inputs: dict[str, Any]) -> Tensor:
+def coefficients(make: Any, inputs: dict[str, Any]) -> Any:
     """The coefficient after each of a list of updates."""
     settings = {name: inputs[name] for name in ("target", "horizon") if name in inputs}
     controller = make(inputs["coef"], **settings)
+    if not hasattr(controller, "coef") or not _names_something(controller.update):
+        return ...  # a stub
     found = []
     for kl in inputs["kls"].tolist():
         controller.update(kl, inputs["n_episodes"])
         found.append(float(controller.coef))
     return torch.tensor(found)
+
+
+def _names_something(function: Any) -> bool:
+    """False where the body is `...` or `pass`: it reads no attribute and calls nothing."""
+    code = getattr(function, "__code__", None)
+    return code is None or bool(code.co_names)

@@ -236,9 +236,7 @@ def clipped_surrogate(
         "Is the gradient zero before the edge is crossed?",
     ),
     Misconception(
-        "turned round",
-        "True where the clip is not active.",
-        "Its mean is to be the clip fraction.",
+        "turned round", "True where the clip is not active.", "Its mean is to be the clip fraction."
     ),
     Misconception(
         "zero advantage counted",

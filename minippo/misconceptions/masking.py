@@ -123,9 +123,7 @@ def masked_mean(flags: frozenset[str], x: Tensor, mask: Tensor) -> Tensor:
     LEAK,
     HALF,
 )
-def whiten(
-    flags: frozenset[str], x: Tensor, mask: Tensor, *, keep_mean: bool = False
-) -> Tensor:
+def whiten(flags: frozenset[str], x: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
     """(x - mean) / sqrt(variance + 1e-8) over the real tokens; zero on padding."""
     x = _wide(x, flags)
     clean = x if LEAK.name in flags else where(mask, x, 0.0)

@@ -85,9 +85,7 @@ def response_mask(flags: frozenset[str], ids: Tensor, eos_token_id: int) -> Tens
         "The value head runs away to infinity.",
     ),
     Misconception(
-        "c1 forgotten",
-        "The value loss counts with the weight 1.",
-        "What is config.value_coef for?",
+        "c1 forgotten", "The value loss counts with the weight 1.", "What is config.value_coef for?"
     ),
     Misconception(
         "half forgotten",
@@ -238,7 +236,9 @@ def _surrogate(
     if "one ratio a response" in flags:
         difference = difference.sum(1, keepdim=True)
     ratio = difference.exp().expand_as(advantages)
-    clipped = ratio if "no clip" in flags else ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
+    clipped = (
+        ratio if "no clip" in flags else ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
+    )
     a, b = ratio * advantages, clipped * advantages
     return -(maximum(a, b) if "maximum instead of minimum" in flags else minimum(a, b))
 
@@ -311,11 +311,7 @@ def _value_loss(
         "Length is paid for.",
         "textbook sketches: the same scalar reward for all tokens",
     ),
-    Misconception(
-        "one epoch only",
-        "There was a single step.",
-        "What is config.epochs?",
-    ),
+    Misconception("one epoch only", "There was a single step.", "What is config.epochs?"),
     Misconception(
         "advantages anew in every epoch",
         "The advantages were computed again from the fresh values in every epoch.",
@@ -362,7 +358,7 @@ def _credit(
     paid = mask if "score on every token" in flags else last
     rewards = where(mask, -price * rollout.kl, 0.0) + where(paid, rollout.scores.unsqueeze(1), 0.0)
     lam = 1.0 if "lambda ignored" in flags else config.lam
-    after, columns = torch.zeros(len(mask)), []
+    after, columns = torch.zeros(len(mask)), list[Tensor]()
     for t in reversed(range(mask.shape[1])):
         following = values[:, t + 1] * mask[:, t + 1] if t + 1 < mask.shape[1] else 0.0
         delta = rewards[:, t] + config.gamma * following - values[:, t]
@@ -373,7 +369,10 @@ def _credit(
     if "not whitened" not in flags:
         white = (advantages - real.mean()) / (real.var(correction=0) + 1e-8).sqrt()
         advantages = where(mask, white, 0.0)
-    return advantages, advantages + values if "returns from whitened advantages" in flags else returns
+    return (
+        advantages,
+        advantages + values if "returns from whitened advantages" in flags else returns,
+    )
 
 
 def _remeasured(policy: Any, rollout: Any) -> Any:
