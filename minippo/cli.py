@@ -1,4 +1,4 @@
-"""The command line: `minippo demo` shows PPO at work, `minippo train` runs it on your own model.
+"""The command line: `minippo demo` shows PPO, `train` runs it, `grade` and `homework` teach it.
 
 Exit codes: 0 done; 1 a run failed; 2 the command is wrong; 130 stopped by Ctrl-C.
 """
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from minippo import __version__, kl_k1, plots, world
+from minippo import __version__, grade, homework, kl_k1, plots, world
 from minippo._validate import fail
 from minippo.data import DATA, load_prompts
 from minippo.models import PolicyWithValue, frozen_copy, load_policy
@@ -62,10 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="minippo", description=__doc__)
     parser.add_argument("--version", action="version", version=f"minippo {__version__}")
-    parser.add_argument("command", choices=["demo", "train"])
+    parser.add_argument("command", choices=["demo", "train", "grade", "homework"])
     command = parser.parse_args(arguments[:1]).command
     try:
-        return {"demo": _demo, "train": _train}[command](arguments[1:])
+        commands = {"demo": _demo, "train": _train, "grade": grade.main, "homework": homework.main}
+        return commands[command](arguments[1:])
     except (ValueError, FloatingPointError, OSError) as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         print(f"minippo: {error}{notes}", file=sys.stderr)

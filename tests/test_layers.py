@@ -23,7 +23,10 @@ ROWS = [
     ("data world models", THINGS),
     ("rollout sft reward_model", STAGES),
     ("ppo trainer", STAGES),
-    ("definitions record plots widgets misconceptions checks grade homework cli __main__", EDGE),
+    (
+        "definitions record plots widgets misconceptions checks worker grade homework cli __main__",
+        EDGE,
+    ),
 ]
 # The modules of a folder may import each other.
 FOLDERS = {path.name for path in PACKAGE.iterdir() if path.is_dir()}

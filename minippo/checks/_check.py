@@ -94,7 +94,7 @@ class Check:
     ) -> Result:
         """The verdict on what was seen."""
         if all(observation.kind == "unfinished" for observation in seen):
-            says = "not finished yet. Put your code where the ... is, and run the cell again."
+            says = "not finished yet. Put your code where the ... is, and run this again."
             return Result(self.name, False, says, finished=False)
         failures = [
             failure(case, self.expected(case), observation)

@@ -67,7 +67,7 @@ def observe(call: Call, case: Case, slopes: Sequence[str]) -> Observation:
     except NotImplementedError:
         return Observation("unfinished")
     except Exception as error:
-        seen = Observation("raised", message=_at_their_line(error))
+        seen = Observation("raised", message=at_their_line(error))
     seen.changed = [k for k, x in before.items() if not _same(inputs[k].detach(), x)]
     seen.touched = [k for k, x in _random_states().items() if x != states[k]]
     return seen
@@ -117,7 +117,7 @@ def _random_states() -> dict[str, Any]:
     }
 
 
-def _at_their_line(error: BaseException) -> str:
+def at_their_line(error: BaseException) -> str:
     """The exception, after the last line of the student's own that led to it."""
     said = f"{type(error).__name__}: {error}"
     ours = (PACKAGE, str(Path(torch.__file__).parent))

@@ -1,6 +1,7 @@
 """Checks of credit. Advantages are numbers to learn from: no gradient is asked for."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import minippo
@@ -9,15 +10,24 @@ from minippo.checks._cases import Case, Draw, each
 from minippo.checks._check import Check
 
 
-def _episode(draw: Draw) -> dict[str, Any]:
-    return {"rewards": draw.token_floats(), "values": draw.token_floats(), "mask": draw.mask}
+def _padded(draw: Draw, names: str, note: str = "", **others: Any) -> Iterator[Case]:
+    """[batch, time] numbers of these names and a mask; under it stand zeros, or junk.
+
+    Also ordinary numbers: the eye can follow them, and they do not cancel as 1000 - 1000 does.
+    """
+    numbers = {name: draw.floats(draw.batch, draw.time) for name in names.split()}
+    clean = {name: draw.tokens_of(x) for name, x in numbers.items()}
+    yield draw.case(note, **clean, mask=draw.mask, **others)
+    if not draw.junk and not all(map(all, draw.mask)):
+        note = note or "with numbers under the mask"
+        yield replace(draw.case(note, **numbers, mask=draw.mask, **others), junk=True)
 
 
 def _td_cases(draw: Draw) -> Iterator[Case]:
     for gamma in (1.0, 0.9, 0.0):
-        yield draw.case(**_episode(draw), gamma=gamma)
-    bootstrap = draw.floats(draw.batch)
-    yield draw.case("with a bootstrap", **_episode(draw), gamma=0.9, bootstrap=bootstrap)
+        yield from _padded(draw, "rewards values", gamma=gamma)
+    end = draw.floats(draw.batch)
+    yield from _padded(draw, "rewards values", "with a bootstrap", gamma=0.9, bootstrap=end)
 
 
 td_errors = Check(
@@ -31,9 +41,11 @@ td_errors = Check(
 def _gae_cases(draw: Draw) -> Iterator[Case]:
     for gamma in (1.0, 0.9):
         for lam in (0.95, 0.0, 1.0):
-            yield draw.case(**_episode(draw), gamma=gamma, lam=lam)
-    bootstrap = draw.floats(draw.batch)
-    yield draw.case("with a bootstrap", **_episode(draw), gamma=0.9, lam=0.95, bootstrap=bootstrap)
+            yield from _padded(draw, "rewards values", gamma=gamma, lam=lam)
+    end = draw.floats(draw.batch)
+    yield from _padded(
+        draw, "rewards values", "with a bootstrap", gamma=0.9, lam=0.95, bootstrap=end
+    )
 
 
 gae = Check(
@@ -43,7 +55,7 @@ gae = Check(
 
 def _returns_cases(draw: Draw) -> Iterator[Case]:
     for gamma in (1.0, 0.9, 0.5, 0.0):
-        yield draw.case(rewards=draw.token_floats(), mask=draw.mask, gamma=gamma)
+        yield from _padded(draw, "rewards", gamma=gamma)
 
 
 monte_carlo_returns = Check(
@@ -67,11 +79,16 @@ sequence_advantages = Check(
 
 def _reward_cases(draw: Draw) -> Iterator[Case]:
     for kl_coef in (0.1, 0.0, 2.0):
-        yield draw.case(
-            scores=draw.floats(draw.batch), kl=draw.token_floats(), mask=draw.mask, kl_coef=kl_coef
-        )
+        scores = draw.floats(draw.batch)
+        for case in _padded(draw, "kl", kl_coef=kl_coef):
+            yield replace(case, inputs={"scores": scores} | case.inputs)
 
 
 shape_rewards = Check(
-    reference=minippo.shape_rewards, definition=definitions.shape_rewards, cases=_reward_cases
+    reference=minippo.shape_rewards,
+    definition=definitions.shape_rewards,
+    cases=_reward_cases,
+    regions={
+        "where the KL is negative": lambda inputs: [[x < 0 for x in row] for row in inputs["kl"]]
+    },
 )

@@ -46,7 +46,9 @@ def _exact_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("a token ruled out", logits=ruled_out, ref_logits=ref, temperature=1.0)
     both = [[[-math.inf if i == j == v == 0 else x for v, x in enumerate(z)]
              for j, z in enumerate(row)] for i, row in enumerate(ref)]  # fmt: skip
-    yield draw.case("a token that both rule out", logits=ruled_out, ref_logits=both, temperature=1.0)
+    yield draw.case(
+        "a token that both rule out", logits=ruled_out, ref_logits=both, temperature=1.0
+    )
     unlikely = [[[x - 200.0 * (v == 0) for v, x in enumerate(z)] for z in row] for row in ref]
     yield draw.case(
         "a token that the reference hardly ever says",

@@ -10,8 +10,8 @@ OFF_BY_ONE = Misconception(
     "off by one at EOS",
     "After the last real token the value of the next slot was used, which is padding.",
     "What is the value of a state in which the episode is over?",
-    "Every response is promised a value that nobody will pay, and its last TD error is wrong by "
-    "as much.",
+    "A response that ends early is promised a value that nobody will pay: the TD error at EOS is "
+    "off by gamma times that value, and every token before it gets a share.",
     "ROLL #447, miles #1827, verl #2337: values under the mask reach GAE",
 )
 GAMMA = Misconception(
@@ -71,6 +71,10 @@ def _earlier(mask: Tensor) -> Tensor:
     return torch.cat([mask[:, 1:], zeros_like(mask[:, :1])], 1)
 
 
+def _masked(flags: frozenset[str], x: Tensor, mask: Tensor) -> Tensor:
+    return x * mask if LEAK.name in flags else where(mask, x, 0.0)
+
+
 def _later(mask: Tensor) -> Tensor:
     """Each row's run of ones, one longer where there is room."""
     return torch.cat([mask[:, :1], mask[:, :-1]], 1)
@@ -80,7 +84,7 @@ def _next_values(flags: frozenset[str], values: Tensor, mask: Tensor, end: Tenso
     """V of the next state: 0, or the bootstrap, after the last real token."""
     if SAME_VALUE.name in flags:
         return values
-    clean = values if OFF_BY_ONE.name in flags else where(mask, values, 0.0)
+    clean = values if OFF_BY_ONE.name in flags else _masked(flags, values, mask)
     following = torch.cat([clean[:, 1:], zeros_like(clean[:, :1])], 1)
     if end is None or NO_BOOTSTRAP.name in flags:
         return following
@@ -136,13 +140,13 @@ def td_errors(
 ) -> Tensor:
     """r_t + gamma * V_(t+1) - V_t."""
     if LEAK.name in flags:
-        rewards, values, mask = rewards * mask, values * mask, torch.ones_like(mask)
+        rewards, values = rewards * mask, values * mask
     if "gamma on the reward, too" in flags:
         rewards = gamma * rewards
     deltas = _td_errors(flags, rewards, values, mask, gamma, bootstrap)
     deltas = deltas + values if NO_BASELINE.name in flags else deltas
     deltas = -deltas if SIGN.name in flags else deltas
-    return deltas if UNMASKED.name in flags else where(mask, deltas, 0.0)
+    return deltas if UNMASKED.name in flags else _masked(flags, deltas, mask)
 
 
 @flawed(
@@ -292,7 +296,7 @@ def gae(
         advantages = (advantages - mean) / sd
     if UNMASKED.name in flags:  # the loop has not touched the padding
         return where(mask, advantages, rewards - values)
-    return where(mask, advantages, 0.0)
+    return _masked(flags, advantages, mask)
 
 
 def _gae_errors(
@@ -308,9 +312,9 @@ def _gae_errors(
     real = _earlier(mask) if "EOS left out" in flags else mask
     real = _later(real) if "slot after EOS takes part" in flags else real
     if LEAK.name in flags:
-        rewards, values, real = rewards * real, values * real, torch.ones_like(real)
+        rewards, values = rewards * real, values * real
     if "reward of the next token" in flags:
-        paid = where(real, rewards, 0.0)
+        paid = _masked(flags, rewards, real)
         rewards = torch.cat([paid[:, 1:], zeros_like(paid[:, :1])], 1)
     gamma = lam if "gamma and lambda exchanged" in flags else gamma
     gamma = gamma * lam if "lambda in the TD error, too" in flags else gamma
@@ -323,7 +327,7 @@ def _gae_errors(
         deltas = where(lost, deltas - gamma * following, deltas)
     if "last column skipped" in flags:
         deltas = torch.cat([deltas[:, :-1], zeros_like(deltas[:, :1])], 1)
-    return deltas if "mask ignored on the way" in flags else where(real, deltas, 0.0)
+    return deltas if "mask ignored on the way" in flags else _masked(flags, deltas, real)
 
 
 @flawed(
@@ -386,7 +390,7 @@ def monte_carlo_returns(
     returns = stack([(rewards * row).sum(1) for row in weights], 1)
     if "the whole return for every token" in flags:
         returns = returns[:, :1].expand_as(returns)
-    return where(mask, returns, 0.0)
+    return _masked(flags, returns, mask)
 
 
 @flawed(
@@ -445,7 +449,7 @@ def sequence_advantages(flags: frozenset[str], scores: Tensor, values: Tensor) -
         "score on the last column",
         "The score was put on the last column, which is padding where a response ended early.",
         "In which column did this response end?",
-        "Responses that end early are never paid.",
+        "With a GAE that ends at EOS, responses that end early are never paid.",
         "lm-human-preferences, where every response has full length",
         "Put the score on the last column of the batch, whether it is padding or not.",
     ),
@@ -453,8 +457,10 @@ def sequence_advantages(flags: frozenset[str], scores: Tensor, values: Tensor) -
         "score one slot late",
         "The score was put on the first padding slot after EOS.",
         "Is EOS an action of the policy?",
-        source="TRL's trainer, torchtune: their convention",
-        convention="Put the score on the first slot after the last real token (on the last real "
+        "With a GAE that ends at EOS the score of a response that ends early is lost; with one "
+        "that takes the slot along it reaches EOS with the weight gamma * lam.",
+        "TRL's trainer, torchtune: their convention (trl #1893, #3750, #5338)",
+        "Put the score on the first slot after the last real token (on the last real "
         "token itself where the row is full).",
     ),
     Misconception(

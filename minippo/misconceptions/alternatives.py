@@ -133,6 +133,13 @@ def dpo_loss(
         "One prompt that is always solved turns the whole loss into NaN.",
     ),
     Misconception(
+        "1e-4 added to the deviation",
+        "1e-4 was added to the standard deviation, and not 1e-8 to the variance.",
+        "The formula adds its small number inside the root.",
+        source="a common idiom of GRPO code",
+        convention="Divide by the group's standard deviation plus 1e-4.",
+    ),
+    Misconception(
         "leave-one-out",
         "The mean of the others was subtracted: that is RLOO's baseline.",
         "Does a score count in the mean of its own group here?",
@@ -150,8 +157,10 @@ def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool =
         kept = centred * scores.shape[1] / (scores.shape[1] - 1)
     if "scale forgotten" in flags or not (normalize or "switch ignored" in flags):
         return kept
-    variance = variance + (0.0 if "0 / 0 is NaN" in flags else 1e-8)
-    return kept / (variance if "variance instead of its root" in flags else variance.sqrt())
+    outside = "1e-4 added to the deviation" in flags
+    variance = variance + (0.0 if outside or "0 / 0 is NaN" in flags else 1e-8)
+    scale = variance if "variance instead of its root" in flags else variance.sqrt()
+    return kept / (scale + 1e-4 if outside else scale)
 
 
 @flawed(

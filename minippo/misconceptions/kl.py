@@ -298,7 +298,7 @@ class _AdaptiveKL(_Controller):
         "starts over",
         "Each update begins from the first coefficient, and not from the last one.",
         "After ten updates above the target, how high should the coefficient be?",
-        "The coefficient stays within 20 % of where it began, however wrong that was.",
+        "The coefficient stays within one step of where it began, however wrong that was.",
     ),
     Misconception(
         "0.1 for n / horizon",
@@ -375,11 +375,12 @@ def coefficients(make: Any, inputs: dict[str, Any]) -> Any:
     """The coefficient after each of a list of updates."""
     settings = {name: inputs[name] for name in ("target", "horizon") if name in inputs}
     controller = make(inputs["coef"], **settings)
-    if not hasattr(controller, "coef") or not _names_something(controller.update):
+    update = controller.update
+    if not hasattr(controller, "coef") or not _names_something(update):
         return ...  # a stub
     found = []
     for kl in inputs["kls"].tolist():
-        controller.update(kl, inputs["n_episodes"])
+        update(kl, inputs["n_episodes"])
         found.append(float(controller.coef))
     return torch.tensor(found)
 

@@ -8,7 +8,7 @@ from minippo.misconceptions import Misconception, flawed
 HALF = Misconception(
     "stays in half precision",
     "bfloat16 inputs were never turned into float32, so the result has 8 bits.",
-    "Which dtype does a logarithm need, and which one came in?",
+    "Which dtype does a logarithm or a long sum need, and which one came in?",
     "Half-precision log-probs are off by up to a hundredth, so the ratio is not 1 where nothing "
     "has changed.",
     "transformers #31267, verl #6280",
