@@ -18,6 +18,7 @@ test: $(READY)
 	$(QUIET) $(RUN) -m pytest
 
 slow: $(READY)
+	$(RUN) -m pip install --quiet --editable ".[homework]"
 	$(QUIET) $(RUN) -m pytest -m slow -rP tests
 
 lint: $(READY)

@@ -158,6 +158,16 @@ def test_the_smallest_case_of_a_leak_can_be_followed_by_hand():
     assert "nan" not in text
 
 
+def test_an_input_that_was_changed_is_not_blamed_on_the_padding():
+    def in_place(scores, kl, mask, *, kl_coef):
+        kl[~mask] = 0.0
+        return from_lists(scores, kl, mask, kl_coef=kl_coef)
+
+    text = str(checks.shape_rewards(in_place))
+    assert "It modified its argument kl in place." in text
+    assert "padding changes" not in text
+
+
 # ---- right in another way --------------------------------------------------------------------
 
 

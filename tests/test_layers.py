@@ -24,7 +24,8 @@ ROWS = [
     ("rollout sft reward_model", STAGES),
     ("ppo trainer", STAGES),
     (
-        "definitions record plots widgets misconceptions checks worker grade homework cli __main__",
+        "definitions record plots widgets misconceptions checks diagnosis worker grade homework cli"
+        " __main__",
         EDGE,
     ),
 ]

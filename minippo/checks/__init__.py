@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from minippo.checks._check import Check, show_solution
 from minippo.checks._result import Result, Solution
+from minippo.checks._variant import variant as make_variant
 from minippo.checks.advantages import (
     gae,
     monte_carlo_returns,
@@ -69,6 +70,13 @@ def __getattr__(name: str) -> Check:
     raise AttributeError(f"module 'minippo.checks' has no attribute {name!r}")
 
 
+def variant(name: str, *conventions: str) -> Check:
+    """A check that asks for other conventions than minippo's: names of catalogued mistakes."""
+    if name not in CHECKS:
+        raise ValueError(f"variant: name must be one of {', '.join(CHECKS)}, got {name!r}.")
+    return make_variant(CHECKS[name], conventions)
+
+
 def solution(name: str) -> Solution:
     """minippo's own, tested function, after an attempt or on asking twice."""
     if name not in CHECKS:
@@ -76,4 +84,4 @@ def solution(name: str) -> Solution:
     return show_solution(CHECKS[name])
 
 
-__all__ = [*CHECKS, "CHECKS", "Check", "Result", "Solution", "solution"]
+__all__ = [*CHECKS, "CHECKS", "Check", "Result", "Solution", "solution", "variant"]
