@@ -194,6 +194,16 @@ def test_not_implemented_is_unfinished():
     assert not checks.gae(mine).finished
 
 
+def test_a_controller_whose_update_is_a_stub_is_unfinished():
+    class Mine:
+        def __init__(self, coef, *, target):
+            self.coef = coef
+
+        def update(self, kl, n_episodes): ...
+
+    assert not checks.PenaltyKL(Mine).finished
+
+
 def test_an_exception_is_shown_at_the_students_line():
     def mine(rewards, values, mask, *, gamma, lam):
         return rewards @ values

@@ -1,0 +1,33 @@
+"""Pictures: numbers in, matplotlib figures out; nothing here calls `plt.show()`.
+
+Each picture is one function, usable by itself; `show` puts it into a notebook with its text. Where
+a name has a `_panels` twin, that shows several settings side by side, for readers without a kernel;
+`widgets` has an explorer of the same name.
+"""
+
+from minippo.plots._base import COLOURS, STYLES, Picture, Shown, png, show
+from minippo.plots.clipping import (
+    ClipOrPenalty,
+    Clipping,
+    clip_or_penalty,
+    clip_or_penalty_panels,
+    clipping,
+    clipping_panels,
+)
+from minippo.plots.runs import training_run
+
+__all__ = [
+    "COLOURS",
+    "STYLES",
+    "ClipOrPenalty",
+    "Clipping",
+    "Picture",
+    "Shown",
+    "clip_or_penalty",
+    "clip_or_penalty_panels",
+    "clipping",
+    "clipping_panels",
+    "png",
+    "show",
+    "training_run",
+]

@@ -1,0 +1,223 @@
+"""Pictures: the data of their curves, their colours, and what they say."""
+
+import io
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from minippo import plots
+
+EPSILONS = [0.0, 0.1, 0.2, 0.5]
+ADVANTAGES = [-1.5, -1.0, 0.0, 0.25, 1.0]
+RATIOS = [0.05, 0.8, 1.0, 1.2, 1.35, 2.0]
+
+
+def by_hand(r, a, epsilon):
+    """PPO-Clip's objective and slope from its six regions."""
+    if a > 0 and r > 1 + epsilon:
+        return (1 + epsilon) * a, 0.0
+    if a < 0 and r < 1 - epsilon:
+        return (1 - epsilon) * a, 0.0
+    return r * a, a
+
+
+def curve(axes):
+    """The longest line of axes."""
+    line = max(axes.lines, key=lambda x: len(x.get_xdata()))
+    return np.array(line.get_xdata(), float), np.array(line.get_ydata(), float)
+
+
+# ---- clipping --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("epsilon", "size"), list(itertools.product(EPSILONS, [0.25, 1.0, 1.5])))
+def test_the_curves_of_the_clip_are_the_six_regions(epsilon, size):
+    figure = plots.clipping(epsilon=epsilon, advantage=size)
+    top_left, top_right, bottom_left, bottom_right = figure.axes
+    for a, top, bottom in ((size, top_left, bottom_left), (-size, top_right, bottom_right)):
+        x, y = curve(top)
+        _, slope = curve(bottom)
+        for r, got, got_slope in zip(x[::7], y[::7], slope[::7], strict=True):
+            value, wanted = by_hand(r, a, epsilon)
+            assert got == pytest.approx(value, abs=1e-9)
+            if min(abs(r - 1 - epsilon), abs(r - 1 + epsilon)) > 1e-3:
+                assert got_slope == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_what_is_shaded_is_flat_and_what_is_labelled_learns(epsilon):
+    figure = plots.clipping(epsilon=epsilon)
+    for axes, (left, right) in zip(
+        figure.axes[:2], [(1 + epsilon, 2.0), (0.0, 1 - epsilon)], strict=True
+    ):
+        shade = axes.patches[0]
+        assert shade.get_x() == pytest.approx(left)
+        assert shade.get_x() + shade.get_width() == pytest.approx(right)
+        flat = [text for text in axes.texts if text.get_text() == "flat"]
+        assert len(flat) == 1
+        assert left <= flat[0].get_position()[0] <= right
+        assert len([text for text in axes.texts if text.get_text() == "learns"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "advantage", "ratio"), list(itertools.product(EPSILONS, ADVANTAGES, RATIOS))
+)
+def test_the_sentence_and_the_point_tell_the_truth(epsilon, advantage, ratio):
+    picture = plots.Clipping()
+    sentence = picture.move(epsilon=epsilon, advantage=advantage, ratio=ratio)
+    value, slope = by_hand(ratio, advantage, epsilon)
+    on_edge = min(abs(ratio - 1 - epsilon), abs(ratio - 1 + epsilon)) < 1e-6
+    if not on_edge:
+        assert sentence.endswith(f"slope {slope + 0.0:.2f}.")
+        clipped = advantage != 0 and slope == 0
+        word = "clipped" if clipped else "no advantage" if advantage == 0 else "not clipped"
+        assert f": {word}, " in sentence
+    assert sentence.startswith(f"Ratio {ratio:.2f}, A = {advantage:+.2f}, ")
+    for column, shown in enumerate((advantage >= 0, advantage <= 0)):
+        point = picture.figure.axes[column].lines[3]
+        assert list(point.get_xdata()) == ([ratio] if shown else [])
+        if shown:
+            assert float(point.get_ydata()[0]) == pytest.approx(value, abs=1e-9)
+
+
+def test_real_tokens_stand_on_the_curve_of_their_sign():
+    ratio, advantages = torch.tensor([0.5, 1.5, 0.9]), torch.tensor([2.0, 1.0, -1.0])
+    figure = plots.clipping(tokens=(ratio, advantages))
+    ticks = [axes.lines[-1] for axes in figure.axes[:2]]
+    assert ticks[0].get_xdata().tolist() == [0.5, 1.5]
+    assert ticks[0].get_ydata().tolist() == pytest.approx([0.5, 1.2])
+    assert ticks[1].get_ydata().tolist() == pytest.approx([-0.9])
+
+
+# ---- clip or penalty -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("coef", "a"), list(itertools.product([0.0, 1.0, 4.0], [-1.0, 0.0, 1.5])))
+def test_the_penalised_objective_is_its_formula(coef, a):
+    figure = plots.clip_or_penalty(coef=coef, advantage=a)
+    left, right = figure.axes
+    x, y = (np.array(v, float) for v in left.lines[2].get_data())
+    slope = np.array(right.lines[2].get_ydata(), float)
+    assert y == pytest.approx(a * x - coef * (x - 1 - np.log(x)), abs=1e-9)
+    assert slope == pytest.approx(a - coef * (1 - 1 / x), abs=1e-9)
+
+
+def test_the_best_ratio_of_the_penalty_is_where_the_docstring_says():
+    x, y = (np.array(v, float) for v in plots.clip_or_penalty(coef=4.0).axes[0].lines[2].get_data())
+    assert x[y.argmax()] == pytest.approx(4 / 3, abs=0.005)
+    x, y = (np.array(v, float) for v in plots.clip_or_penalty(coef=1.0).axes[0].lines[2].get_data())
+    assert y.argmax() == len(y) - 1  # none
+
+
+@pytest.mark.parametrize(("epsilon", "a"), list(itertools.product(EPSILONS, ADVANTAGES)))
+def test_the_sentence_compares_the_slopes(epsilon, a):
+    sentence = plots.ClipOrPenalty().move(epsilon=epsilon, coef=2.0, advantage=a)
+    penalty = a - 2.0 * (1 - 1 / 1.5)
+    assert f"and {penalty:.2f} with the penalty." in sentence.replace("-0.00", "0.00")
+    if epsilon != 0.5:
+        assert f"is {by_hand(1.5, a, epsilon)[1] + 0.0:.2f} with the clip" in sentence
+
+
+# ---- every picture ---------------------------------------------------------------------------
+
+FIGURES = {
+    "clipping": plots.clipping,
+    "clipping_panels": plots.clipping_panels,
+    "clip_or_penalty": plots.clip_or_penalty,
+    "clip_or_penalty_panels": plots.clip_or_penalty_panels,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_900_wide_labelled_and_small(name):
+    figure = FIGURES[name]()
+    assert all(axes.get_xlabel() for axes in figure.axes[-1:])
+    assert figure.axes[0].get_ylabel()
+    image = Image.open(io.BytesIO(plots.png(figure)))
+    assert image.width == 900
+    assert len(image.getcolors() or []) <= 16
+    assert len(plots.png(figure)) < 20_000
+
+
+def test_panels_show_four_settings():
+    assert [a.get_title() for a in plots.clipping_panels().axes] == [
+        f"epsilon = {e}" for e in ("0", "0.1", "0.2", "0.4")
+    ]
+    assert len(plots.clip_or_penalty_panels().axes) == 4
+
+
+def test_nothing_is_left_open_in_pyplot():
+    picture = plots.Clipping()
+    for i in range(500):
+        picture.move(ratio=0.05 + i / 300)
+        picture.png()
+    assert pyplot.get_fignums() == []
+
+
+def test_the_quick_redraw_is_the_slow_one():
+    picture = plots.Clipping()
+    picture.move(epsilon=0.4, ratio=0.5)
+    picture.png()
+    picture.move(epsilon=0.1, advantage=-1.0, ratio=1.7)
+    quick = np.asarray(Image.open(io.BytesIO(picture.png())), int)
+    fresh = plots.Clipping()
+    fresh.move(epsilon=0.1, advantage=-1.0, ratio=1.7)
+    slow = io.BytesIO()
+    fresh.figure.savefig(slow, format="png", dpi=100)
+    whole = np.asarray(Image.open(slow).convert("RGB"), int)
+    assert quick.shape == whole.shape
+    assert (abs(quick - whole).max(axis=2) > 40).mean() < 0.01  # order of the grid lines apart
+
+
+# ---- colours ---------------------------------------------------------------------------------
+
+# Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.
+BLIND = {
+    "nobody": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+         [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+         [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+         [0.004733, 0.691367, 0.303900]]
+    ),
+}  # fmt: skip
+
+
+def lab(colour: str, eyes: np.ndarray) -> np.ndarray:
+    """CIE Lab (D65) of a colour as these eyes see it."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(eyes @ linear, 0, 1)
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    x, y, z = (
+        t ** (1 / 3) if t > (6 / 29) ** 3 else t / (3 * (6 / 29) ** 2) + 4 / 29
+        for t in to_xyz @ seen / np.array([0.95047, 1.0, 1.08883])
+    )
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_lab_of_white_and_red_by_the_book():
+    assert lab("#FFFFFF", BLIND["nobody"]) == pytest.approx([100, 0, 0], abs=0.05)
+    assert lab("#FF0000", BLIND["nobody"]) == pytest.approx([53.24, 80.09, 67.20], abs=0.05)
+
+
+@pytest.mark.parametrize("eyes", BLIND)
+def test_no_two_symbols_look_alike_in_colour_and_style(eyes):
+    """A difference of 10 in Lab is plain to see; what comes nearer differs in its line style."""
+    for (a, first), (b, second) in itertools.combinations(plots.COLOURS.items(), 2):
+        distance = math.dist(lab(first, BLIND[eyes]), lab(second, BLIND[eyes]))
+        assert distance > 10 or plots.STYLES[a] != plots.STYLES[b], (a, b, distance)

@@ -1,0 +1,141 @@
+"""Explorers: what a slider does, over its whole grid and from any thread."""
+
+import io
+import itertools
+import threading
+
+import ipywidgets
+import pytest
+from matplotlib import pyplot
+from PIL import Image
+
+from minippo import widgets
+from minippo.widgets import EXPLORERS, Explorer, Question
+
+each_explorer = pytest.mark.parametrize("name", EXPLORERS)
+
+
+def grid(control):
+    """Every place of a slider, ends included."""
+    if isinstance(control, ipywidgets.FloatSlider):
+        n = round((control.max - control.min) / control.step)
+        return [round(control.min + i * control.step, 6) for i in range(n + 1)]
+    return list(control.options)
+
+
+@each_explorer
+def test_every_place_of_every_control_redraws_and_says_so(name):
+    explorer = EXPLORERS[name]()
+    assert explorer.controls
+    for control_name, control in explorer.controls.items():
+        seen = set()
+        for value in grid(control):
+            sentence = explorer.move(**{control_name: value})
+            assert sentence == explorer.picture.move(**explorer.settings)
+            assert sentence in explorer.text.value.replace("&gt;", ">").replace("&lt;", "<")
+            seen.add((sentence, explorer.image.value))
+        assert len(seen) == len(grid(control))  # no dead place
+
+
+@each_explorer
+def test_the_corners_of_the_grid_work(name):
+    explorer = EXPLORERS[name]()
+    ends = [(grid(control)[0], grid(control)[-1]) for control in explorer.controls.values()]
+    for corner in itertools.product(*ends):
+        explorer.move(**dict(zip(explorer.controls, corner, strict=True)))
+        assert explorer.sentence.endswith(".")
+        assert "nan" not in explorer.sentence
+
+
+@each_explorer
+def test_the_picture_has_the_size_of_its_place(name):
+    explorer = EXPLORERS[name]()
+    image = Image.open(io.BytesIO(explorer.image.value))
+    assert (image.width, image.height) == (int(explorer.image.width), int(explorer.image.height))
+    assert image.width == 900
+
+
+@each_explorer
+def test_controls_have_labels_and_no_output_widget_is_used(name):
+    explorer = EXPLORERS[name]()
+    assert all(control.description for control in explorer.controls.values())
+    kinds = {type(child).__name__ for child in explorer.box.children}
+    assert "Output" not in kinds
+
+
+@each_explorer
+def test_its_text_is_the_sentence_and_has_no_address(name):
+    explorer = EXPLORERS[name]()
+    assert repr(explorer) == f"{name}: {explorer.sentence}"
+    bundle = explorer._repr_mimebundle_()
+    assert bundle["text/plain"] == repr(explorer)
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+@each_explorer
+def test_five_hundred_moves_leave_no_figure_open(name):
+    explorer = EXPLORERS[name]()
+    first, control = next(iter(explorer.controls.items()))
+    places = itertools.cycle(grid(control))
+    for _ in range(500):
+        explorer.move(**{first: next(places)})
+    assert pyplot.get_fignums() == []
+
+
+def test_many_threads_may_move_at_once_and_the_last_state_is_drawn():
+    explorer = widgets.clipping()
+    threads = [
+        threading.Thread(target=explorer.move, kwargs={"ratio": 0.05 * i}) for i in range(1, 30)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    explorer.move(ratio=1.0)
+    assert explorer.sentence == explorer.picture.move(**explorer.settings)
+    Image.open(io.BytesIO(explorer.image.value)).load()
+
+
+def test_moves_that_came_too_late_are_skipped(monkeypatch):
+    explorer = widgets.clipping()
+    drawn = []
+    monkeypatch.setattr(explorer, "_draw", lambda: drawn.append(explorer.settings["ratio"]))
+    with explorer._drawing:  # one is being drawn
+        threads = [threading.Thread(target=explorer._moved, args=({},)) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        while explorer._asked < 5:
+            pass
+    for thread in threads:
+        thread.join()
+    assert len(drawn) == 1
+
+
+def test_the_answer_comes_after_the_reader_has_committed():
+    question = Question(
+        "Which regions are flat?", ["two", "four"], 0, "A step back is learned from."
+    )
+    explorer = widgets.clipping(question=question)
+    assert question.answer.value == ""
+    assert "step back" not in str([getattr(c, "value", "") for c in explorer.box.children])
+    question.choice.value = "four"
+    assert "No: two. A step back is learned from." in question.answer.value
+    assert question.choice.disabled
+    explorer.move(ratio=0.5)  # and one may still move
+    assert "Ratio 0.50" in explorer.sentence
+
+
+def test_a_right_prediction_is_confirmed():
+    question = Question("?", ["two", "four"], 0, "So it is.")
+    question.choice.value = "two"
+    assert "Yes. So it is." in question.answer.value
+
+
+def test_what_is_said_is_escaped():
+    class Odd(type(widgets.clipping().picture)):
+        def move(self, **settings):
+            super().move(**settings)
+            return "<b>1 < 2</b>."
+
+    explorer = Explorer("odd", Odd(), {"ratio": widgets.clipping().controls["ratio"]})
+    assert "&lt;b&gt;1 &lt; 2" in explorer.text.value
