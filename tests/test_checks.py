@@ -163,6 +163,62 @@ def test_other_right_implementations_pass(name, function):
     assert result.passed, result
 
 
+# ---- wrong as people are wrong ---------------------------------------------------------------
+
+
+def gae_without_the_mask(rewards, values, mask, *, gamma, lam):
+    advantages, last = torch.zeros_like(rewards), 0
+    for t in reversed(range(rewards.shape[1])):
+        next_value = values[:, t + 1] if t + 1 < rewards.shape[1] else 0
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        last = delta + gamma * lam * last
+        advantages[:, t] = last
+    return advantages
+
+
+def entropy_of_softmax(logits, *, temperature):
+    p = torch.softmax(logits / temperature, -1)
+    return -(p * torch.log(p)).sum(-1)
+
+
+def whiten_by_std(x, mask):
+    real = x[mask]
+    sd = real.std() if len(real) > 1 else torch.tensor(torch.nan)  # which torch would warn of
+    return (x - real.mean()) / (sd + 1e-8)
+
+
+def cross_entropy(logits, tokens, *, temperature=1.0):
+    z = logits.permute(0, 2, 1) / temperature
+    return torch.nn.functional.cross_entropy(z, tokens, reduction="none")
+
+
+def rewards_on_the_last_column(scores, kl, mask, *, kl_coef):
+    rewards = -kl_coef * kl
+    rewards[:, -1] += scores
+    return rewards
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "mistake"),
+    [
+        ("gae", gae_without_the_mask, "mask not used"),
+        ("entropy", entropy_of_softmax, "0 log 0 is NaN"),
+        ("whiten", whiten_by_std, "Bessel's correction and padding not zero"),
+        ("token_log_probs", cross_entropy, "sign turned"),
+        ("masked_mean", lambda x, mask: (x * mask).sum() / mask.sum(), "mask multiplied"),
+        ("bradley_terry_loss", lambda c, r: -torch.log(torch.sigmoid(c - r)), "overflows"),
+        ("shape_rewards", rewards_on_the_last_column, "score on the last column and padding paid"),
+        (
+            "clipped_surrogate",
+            lambda r, a, e: -torch.max(r * a, r.clamp(1 - e, 1 + e) * a),
+            "maximum instead of minimum",
+        ),
+    ],
+)
+def test_what_first_time_solvers_write_is_named(name, function, mistake):
+    assert CHECKS[name](function).mistake == mistake
+
+
 def test_what_was_left_out_is_said():
     assert "not checked: dual_clip" in checks.clipped_surrogate(as_a_maximum_of_losses).headline
 

@@ -124,10 +124,7 @@ class Check:
         order = sorted(range(len(cases)), key=lambda i: failures[i] is None)
         for mistakes in self.flawed.combinations():
             version = self.flawed.version([mistake.name for mistake in mistakes])
-            if all(
-                alike(seen[i], self.observe(version, cases[i]), slopes=cases[i].slopes)
-                for i in order
-            ):
+            if all(alike(seen[i], self.observe(version, cases[i]), cases[i]) for i in order):
                 return mistakes
         return ()
 

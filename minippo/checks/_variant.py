@@ -46,10 +46,7 @@ class Variant(Check):
         order = sorted(range(len(cases)), key=lambda i: failures[i] is None)
         for flags, mistakes in self._candidates():
             version = self.flawed.version(flags)
-            if all(
-                alike(seen[i], self.observe(version, cases[i]), slopes=cases[i].slopes)
-                for i in order
-            ):
+            if all(alike(seen[i], self.observe(version, cases[i]), cases[i]) for i in order):
                 return mistakes
         return ()
 

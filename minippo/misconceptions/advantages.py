@@ -37,6 +37,12 @@ UNMASKED = Misconception(
     "What must every slot under the mask be?",
     "Whoever sums over the tokens sums over padding.",
 )
+NO_MASK = Misconception(
+    "mask not used",
+    "Every slot was treated as a real token, padding included.",
+    "Where does each response end?",
+    "Rewards and values of padding reach the real tokens before it.",
+)
 NO_BOOTSTRAP = Misconception(
     "bootstrap ignored",
     "A response that was cut off is treated as if it had ended.",
@@ -112,6 +118,7 @@ def _td_errors(
 
 
 @flawed(
+    NO_MASK,
     OFF_BY_ONE,
     GAMMA,
     SWAPPED,
@@ -139,6 +146,7 @@ def td_errors(
     bootstrap: Tensor | None = None,
 ) -> Tensor:
     """r_t + gamma * V_(t+1) - V_t."""
+    mask = torch.ones_like(mask) if NO_MASK.name in flags else mask
     if LEAK.name in flags:
         rewards, values = rewards * mask, values * mask
     if "gamma on the reward, too" in flags:
@@ -150,6 +158,7 @@ def td_errors(
 
 
 @flawed(
+    NO_MASK,
     OFF_BY_ONE,
     GAMMA,
     SWAPPED,
@@ -272,6 +281,7 @@ def gae(
     bootstrap: Tensor | None = None,
 ) -> Tensor:
     """A_t = delta_t + gamma * lam * A_(t+1)."""
+    mask = torch.ones_like(mask) if NO_MASK.name in flags else mask
     deltas = _gae_errors(flags, rewards, values, mask, gamma, lam, bootstrap)
     decay = gamma if "lambda forgotten" in flags else gamma * lam
     decay = lam if "lambda without gamma" in flags else decay

@@ -141,7 +141,7 @@ def whiten(flags: frozenset[str], x: Tensor, mask: Tensor, *, keep_mean: bool = 
     scale = (variance + 1e-8) ** (-1.0 if "variance instead of its root" in flags else -0.5)
     if "scale forgotten" in flags:
         scale = torch.ones_like(scale)
-    white = (clean - mean) * scale
+    white = ((x if "padding not zero" in flags else clean) - mean) * scale
     if keep_mean or "mean kept" in flags:
         white = white + mean
     return white if "padding not zero" in flags else where(mask, white, 0.0)
