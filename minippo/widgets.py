@@ -129,7 +129,46 @@ def clip_or_penalty(*, question: Question | None = None) -> Explorer:
     return Explorer("clip_or_penalty", plots.ClipOrPenalty(), controls, question=question)
 
 
+def next_token(
+    logits: Tensor, words: Sequence[str], *, question: Question | None = None
+) -> Explorer:
+    """Move along a response and change the temperature: the next token's distribution.
+
+    `logits` [time, vocab] and the vocabulary's `words` come from a model and its tokenizer.
+    """
+    controls = {
+        "position": ipywidgets.IntSlider(
+            value=0, min=0, max=len(logits) - 1, description="position",
+            style={"description_width": "9em"}, layout={"width": "32em"},
+        ),
+        "temperature": _slider("temperature", 1.0, 0.1, 3.0, 0.1),
+    }  # fmt: skip
+    return Explorer("next_token", plots.NextToken(logits, words), controls, question=question)
+
+
+def kl_two_ways(*, question: Question | None = None) -> Explorer:
+    """Move a policy away from its reference: KL in both directions, and k1, k2, k3."""
+    controls = {
+        "shift": _slider('shift to "good"', 1.5, 0.0, 4.0, 0.25),
+        "sharpen": _slider("sharpen", 1.0, 0.25, 3.0, 0.25),
+    }
+    return Explorer("kl_two_ways", plots.KLTwoWays(), controls, question=question)
+
+
+def kl_controller(*, question: Question | None = None) -> Explorer:
+    """Set the controller's target and horizon against a policy that drifts."""
+    horizon = ipywidgets.SelectionSlider(
+        options=[100, 200, 500, 1000, 2000, 5000, 10000], value=1000, description="horizon",
+        style={"description_width": "9em"}, layout={"width": "32em"},
+    )  # fmt: skip
+    controls = {"target": _slider("target (nats)", 4.0, 1.0, 10.0, 0.5), "horizon": horizon}
+    return Explorer("kl_controller", plots.KLController(), controls, question=question)
+
+
 EXPLORERS: dict[str, Callable[..., Explorer]] = {
     "clipping": clipping,
     "clip_or_penalty": clip_or_penalty,
+    "next_token": next_token,
+    "kl_two_ways": kl_two_ways,
+    "kl_controller": kl_controller,
 }

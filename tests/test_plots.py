@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from minippo import plots
+from minippo import definitions, plots
 
 EPSILONS = [0.0, 0.1, 0.2, 0.5]
 ADVANTAGES = [-1.5, -1.0, 0.0, 0.25, 1.0]
@@ -124,6 +124,72 @@ def test_the_sentence_compares_the_slopes(epsilon, a):
         assert f"is {by_hand(1.5, a, epsilon)[1] + 0.0:.2f} with the clip" in sentence
 
 
+# ---- distributions ---------------------------------------------------------------------------
+
+LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
+WORDS = ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(("position", "t"), list(itertools.product([0, 1], [0.1, 0.7, 1.0, 3.0])))
+def test_the_bars_are_the_softmax_and_the_entropy_is_said(position, t):
+    picture = plots.NextToken(LOGITS, WORDS)
+    sentence = picture.move(position=position, temperature=t)
+    p = [math.exp(x) for x in definitions.log_softmax(LOGITS[position].tolist(), t)]
+    heights = [bar.get_height() for bar in picture.figure.axes[0].patches]
+    assert heights[:4] == pytest.approx(sorted(p, reverse=True), abs=1e-9)
+    assert heights[4:] == [0.0] * 8
+    h = definitions.entropy(LOGITS[position].tolist(), t)
+    assert f"entropy {h:.2f} of at most 1.39 nats" in sentence
+    assert f"likeliest with {max(p):.2f}" in sentence
+    if position == 0:
+        assert "'a' is likeliest" in sentence
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.25, 1.5, 4.0])
+def test_the_two_kls_and_the_estimators_are_those_of_the_definitions(shift):
+    picture = plots.KLTwoWays()
+    sentence = picture.move(shift=shift)
+    ref = picture.Z.tolist()
+    z = [a + shift * b for a, b in zip(ref, [1, 0, 0, 0, -0.5], strict=True)]
+    forward, backward = definitions.exact_kl(z, ref), definitions.exact_kl(ref, z)
+    assert f"KL(p || q) = {abs(forward):.2f} nats, KL(q || p) = {abs(backward):.2f}" in sentence
+    log_p, log_q = definitions.log_softmax(z), definitions.log_softmax(ref)
+    right = picture.figure.axes[1]
+    for name, line in zip(("k1", "k2", "k3"), [x for x in right.lines if x.get_label()[0] == "k"],
+                          strict=True):  # fmt: skip
+        k = [getattr(definitions, f"kl_{name}")(a, b) for a, b in zip(log_p, log_q, strict=True)]
+        mean = sum(math.exp(a) * x for a, x in zip(log_p, k, strict=True))
+        assert line.get_ydata() == pytest.approx([mean] * 5, abs=1e-9)
+
+
+def test_far_away_k3_spreads_more_than_k1_and_near_by_less():
+    def spread(shift):
+        picture = plots.KLTwoWays()
+        picture.move(shift=shift)
+        lines = {x.get_label(): i for i, x in enumerate(picture.figure.axes[1].lines)}
+        bars = picture.figure.axes[1].lines
+        return {n: np.ptp(bars[lines[n] + 1].get_ydata()) for n in ("k1", "k3")}
+
+    near, far = spread(0.5), spread(2.5)
+    assert near["k1"] > near["k3"]
+    assert far["k3"] > far["k1"]
+
+
+@pytest.mark.parametrize(("target", "horizon"), [(4.0, 1000), (1.0, 100), (10.0, 10000)])
+def test_the_controllers_curves_are_its_definition(target, horizon):
+    picture = plots.KLController()
+    sentence = picture.move(target=target, horizon=horizon)
+    left, right = picture.figure.axes
+    kls = list(left.lines[0].get_ydata())
+    coefs = definitions.adaptive_kl(0.05, target, horizon, kls, 128)
+    assert list(right.lines[0].get_ydata()) == pytest.approx(coefs)
+    assert f"the KL is {kls[-1]:.1f} (highest {max(kls):.1f})" in sentence
+    before = [0.0, *kls[:-1]]
+    was = [0.05, *coefs[:-1]]
+    moved = [k + 0.2 * (12 / (1 + 10 * c) - k) for k, c in zip(before, was, strict=True)]
+    assert kls == pytest.approx(moved)
+
+
 # ---- every picture ---------------------------------------------------------------------------
 
 FIGURES = {
@@ -131,13 +197,20 @@ FIGURES = {
     "clipping_panels": plots.clipping_panels,
     "clip_or_penalty": plots.clip_or_penalty,
     "clip_or_penalty_panels": plots.clip_or_penalty_panels,
+    "next_token": lambda: plots.next_token(LOGITS, WORDS),
+    "next_token_panels": lambda: plots.next_token_panels(LOGITS, WORDS),
+    "kl_two_ways": plots.kl_two_ways,
+    "kl_two_ways_panels": plots.kl_two_ways_panels,
+    "kl_controller": plots.kl_controller,
+    "kl_controller_panels": plots.kl_controller_panels,
 }
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_900_wide_labelled_and_small(name):
     figure = FIGURES[name]()
-    assert all(axes.get_xlabel() for axes in figure.axes[-1:])
+    named = figure.axes[-1].get_xlabel() or figure.axes[-1].get_xticklabels()
+    assert named or name == "next_token"  # its bars carry their own words
     assert figure.axes[0].get_ylabel()
     image = Image.open(io.BytesIO(plots.png(figure)))
     assert image.width == 900

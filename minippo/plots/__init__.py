@@ -14,6 +14,15 @@ from minippo.plots.clipping import (
     clipping,
     clipping_panels,
 )
+from minippo.plots.controllers import KLController, kl_controller, kl_controller_panels
+from minippo.plots.distributions import (
+    KLTwoWays,
+    NextToken,
+    kl_two_ways,
+    kl_two_ways_panels,
+    next_token,
+    next_token_panels,
+)
 from minippo.plots.runs import training_run
 
 __all__ = [
@@ -21,12 +30,21 @@ __all__ = [
     "STYLES",
     "ClipOrPenalty",
     "Clipping",
+    "KLController",
+    "KLTwoWays",
+    "NextToken",
     "Picture",
     "Shown",
     "clip_or_penalty",
     "clip_or_penalty_panels",
     "clipping",
     "clipping_panels",
+    "kl_controller",
+    "kl_controller_panels",
+    "kl_two_ways",
+    "kl_two_ways_panels",
+    "next_token",
+    "next_token_panels",
     "png",
     "show",
     "training_run",

@@ -113,4 +113,5 @@ def tidy(axes: Any, *, x: str = "", y: str = "") -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,197 @@
+"""Pictures of distributions: the next token under temperature, and two of them compared by KL."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from minippo import entropy, exact_kl, kl_k1, kl_k2, kl_k3
+from minippo.plots._base import COLOURS, Picture, tidy
+
+MOST = 12  # bars of the likeliest tokens
+ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+SIZES = (1, 4, 16, 64, 256)
+
+
+class NextToken(Picture):
+    """Bars of the likeliest next tokens at one position, at one temperature."""
+
+    def __init__(self, logits: Tensor, words: Sequence[str]) -> None:
+        """`logits` [time, vocab]; `words` names the whole vocabulary."""
+        self._logits, self._words = logits.double(), words
+        figure = Figure(figsize=(9, 3.6))
+        figure.subplots_adjust(left=0.08, right=0.98, top=0.96, bottom=0.27)  # room for words
+        axes = figure.subplots()
+        tidy(axes, x="", y="probability")
+        axes.set(xlim=(-0.6, MOST - 0.4), ylim=(0, 1), xticks=[])
+        self._bars = axes.bar(range(MOST), [0.0] * MOST, color=COLOURS["policy"], zorder=3)
+        names: dict[str, Any] = {
+            "ha": "center",
+            "va": "top",
+            "rotation": 35,
+            "fontsize": 10,
+            "zorder": 4,
+        }
+        self._names = [axes.text(i, -0.03, "", clip_on=False, **names) for i in range(MOST)]
+        (self._level,) = axes.plot([], [], ls="--", lw=1.5, color=COLOURS["entropy"], zorder=2)
+        self._note = axes.text(MOST - 0.5, 0.95, "", ha="right", va="top", fontsize=11)
+        super().__init__(figure, [*self._bars, *self._names, self._level, self._note])
+
+    def move(self, *, position: int = 0, temperature: float = 1.0) -> str:
+        """Show the distribution after `position` response tokens."""
+        z = self._logits[position]
+        p = (z / temperature).softmax(-1)
+        top = p.topk(min(MOST, len(p)))
+        for i in range(MOST):
+            shown = i < len(top.values)
+            self._bars[i].set_height(float(top.values[i]) if shown else 0.0)
+            self._names[i].set_text(self._words[int(top.indices[i])] if shown else "")
+        h = float(entropy(z, temperature=temperature))
+        level = float(torch.tensor(-h).exp())
+        self._level.set_data([-0.6, MOST - 0.4], [level, level])
+        self._note.set_text(f"entropy {h:.2f} nats (dashed: exp(-H) = {level:.2f})")
+        likeliest, share = self._words[int(top.indices[0])], float(top.values[0])
+        return (
+            f"Position {position}, temperature {temperature:.2f}: {likeliest!r} is likeliest with "
+            f"{share:.2f}; entropy {h:.2f} of at most {float(torch.tensor(len(p)).log()):.2f} nats."
+        )
+
+
+def next_token(
+    logits: Tensor, words: Sequence[str], *, position: int = 0, temperature: float = 1.0
+) -> Figure:
+    """The likeliest next tokens of a language model at a position, and their entropy.
+
+    `logits` [time, vocab] as `rollout.evaluate` gives them; `words` names each token. What to see:
+    a temperature below 1 sharpens, above 1 flattens; the entropy, over the whole vocabulary, says
+    by how much. Many models are certain at most positions and open at a few.
+    """
+    picture = NextToken(logits, words)
+    picture.move(position=position, temperature=temperature)
+    return picture.figure
+
+
+def next_token_panels(
+    logits: Tensor,
+    words: Sequence[str],
+    *,
+    position: int = 0,
+    temperatures: Sequence[float] = (0.5, 1.0, 2.0),
+) -> Figure:
+    """The same position at several temperatures side by side, the same tokens in the same order.
+
+    What to see: the order never changes, the distances do.
+    """
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    z = logits[position].double()
+    order = z.topk(min(8, len(z))).indices
+    for axes, t in zip(
+        figure.subplots(1, len(temperatures), sharey=True), temperatures, strict=True
+    ):
+        axes.bar(range(len(order)), (z / t).softmax(-1)[order].numpy(), color=COLOURS["policy"])
+        names = [words[int(i)] for i in order]
+        axes.set_xticks(range(len(order)), names, rotation=60, ha="right", fontsize=9)
+        axes.set_title(f"temperature {t:g}: {float(entropy(z, temperature=t)):.2f} nats")
+        tidy(axes)
+    figure.axes[0].set_ylabel("probability")
+    return figure
+
+
+class KLTwoWays(Picture):
+    """Two distributions over five tokens; KL in both directions; k1, k2, k3 over sample size."""
+
+    WORDS = ("good", "fine", "bad", "odd", "!")
+    Z = torch.tensor([0.9, 0.5, 0.0, -0.6, -1.2], dtype=torch.float64)
+
+    def __init__(self) -> None:
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        tidy(left, y="probability")
+        left.set(xlim=(-0.6, 4.6), ylim=(0, 1))
+        left.set_xticks(range(5), self.WORDS)
+        places, none = [i - 0.2 for i in range(5)], [0.0] * 5
+        self._p = left.bar(places, none, 0.4, color=COLOURS["policy"], label="policy p", zorder=3)
+        places = [i + 0.2 for i in range(5)]
+        outline = {"hatch": "//", "fill": False, "edgecolor": COLOURS["reference"], "zorder": 3}
+        self._q = left.bar(places, none, 0.4, label="reference q", **outline)
+        left.legend(loc="upper right", fontsize=9)
+        tidy(right, x="tokens averaged", y="mean ± one standard deviation (nats)")
+        right.set(xscale="log", xlim=(0.7, 400), ylim=(-1.5, 2.5))
+        (self._exact,) = right.plot([], [], color=COLOURS["kl"], lw=2, zorder=2)
+        self._spread: dict[str, list[Any]] = {}
+        for i, (name, marker) in enumerate(zip(ESTIMATORS, "o^s", strict=True)):
+            shift = 0.82 * 1.22**i
+            style = {"color": "black", "zorder": 3}
+            (points,) = right.plot([], [], marker, ms=6, label=name, **style)
+            bars = [right.plot([n * shift] * 2, [0, 0], lw=1.2, **style)[0] for n in SIZES]
+            points.set_xdata([n * shift for n in SIZES])
+            self._spread[name] = [points, *bars]
+        right.legend(loc="upper right", fontsize=9, ncols=3)
+        parts = [artist for parts in self._spread.values() for artist in parts]
+        super().__init__(figure, [*self._p, *self._q, self._exact, *parts])
+
+    def move(self, *, shift: float = 1.5, sharpen: float = 1.0) -> str:
+        """Move the policy towards "good" by `shift` nats, and sharpen it."""
+        ref = self.Z
+        z = sharpen * self.Z + shift * torch.tensor([1.0, 0, 0, 0, -0.5], dtype=torch.float64)
+        p, q = z.softmax(-1), ref.softmax(-1)
+        for i in range(5):
+            self._p[i].set_height(float(p[i]))
+            self._q[i].set_height(float(q[i]))
+        forward, backward = float(exact_kl(z, ref)), float(exact_kl(ref, z))
+        self._exact.set_data([0.7, 400], [forward, forward])
+        log_p, log_q = z.log_softmax(-1), ref.log_softmax(-1)
+        means = {}
+        for name, parts in self._spread.items():
+            k = ESTIMATORS[name](log_p, log_q)
+            mean = float((p * k).sum())  # over tokens from p: exact, and the spread too
+            sd = float((p * (k - mean) ** 2).sum().sqrt())
+            means[name] = mean
+            parts[0].set_ydata([mean] * len(SIZES))
+            for bar, n in zip(parts[1:], SIZES, strict=True):
+                bar.set_ydata([mean - sd / n**0.5, mean + sd / n**0.5])
+        return (
+            f"KL(p || q) = {abs(forward):.2f} nats, KL(q || p) = {abs(backward):.2f}; the means of "
+            f"k1, k2, k3 are {abs(means['k1']):.2f}, {means['k2']:.2f}, {abs(means['k3']):.2f}."
+        )
+
+
+def kl_two_ways(*, shift: float = 1.5, sharpen: float = 1.0) -> Figure:
+    """Two distributions, the KL in both directions, and its three estimators.
+
+    The points are exact means over tokens sampled from p, the bars exact standard deviations of
+    averages of n tokens. What to see: the two directions differ; k1 and k3 stand on the exact
+    KL(p || q) (the line), k2 beside it. Near by k1 spreads most, far away k3 does; single values
+    of k1 may be negative.
+    """
+    picture = KLTwoWays()
+    picture.move(shift=shift, sharpen=sharpen)
+    return picture.figure
+
+
+def kl_two_ways_panels(shifts: Sequence[float] = (0.25, 1.0, 2.5)) -> Figure:
+    """k1, k2, k3 for policies further and further away.
+
+    What to see: near by all three agree and k1 spreads most; far away k2 leaves the line, and k3
+    spreads most.
+    """
+    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    ref = KLTwoWays.Z
+    for axes, shift in zip(figure.subplots(1, len(shifts)), shifts, strict=True):
+        z = ref + shift * torch.tensor([1.0, 0, 0, 0, -0.5], dtype=torch.float64)
+        p, log_p, log_q = z.softmax(-1), z.log_softmax(-1), ref.log_softmax(-1)
+        exact = float(exact_kl(z, ref))
+        axes.axhline(exact, color=COLOURS["kl"], lw=2)
+        for i, (name, marker) in enumerate(zip(ESTIMATORS, "o^s", strict=True)):
+            k = ESTIMATORS[name](log_p, log_q)
+            mean = float((p * k).sum())
+            sd = float((p * (k - mean) ** 2).sum().sqrt()) / 4  # of an average of 16 tokens
+            axes.errorbar([i], [mean], yerr=[sd], fmt=marker, color="black", capsize=3)
+        axes.set_xticks(range(3), ESTIMATORS)
+        axes.set_title(f"shift {shift:g}: KL {exact:.2f}")
+        axes.set_xlim(-0.6, 2.6)
+        tidy(axes)
+    figure.axes[0].set_ylabel("nats (16 tokens)")
+    return figure

@@ -1,0 +1,36 @@
+"""How long an explorer takes from a moved slider to its new picture: medians over the grid.
+
+python tests/benchmarks/redraw.py
+"""
+
+import statistics
+import time
+
+import torch
+
+from minippo import widgets
+
+
+def main() -> None:
+    """Print one line for each explorer."""
+    logits = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
+    words = [f"w{i}" for i in range(512)]
+    print(f"{'explorer':18}{'moves':>6}{'median ms':>11}{'slowest ms':>12}{'KB':>5}")
+    for name, make in widgets.EXPLORERS.items():
+        explorer = make(logits, words) if name == "next_token" else make()
+        times = []
+        for control in explorer.controls.values():
+            options = getattr(control, "options", None)
+            steps = round((control.max - control.min) / control.step) if options is None else 0
+            places = options or [control.min + i * control.step for i in range(steps + 1)]
+            for value in places:
+                start = time.perf_counter()
+                control.value = value
+                times.append(1000 * (time.perf_counter() - start))
+        moves = (len(times), statistics.median(times), max(times))
+        size = len(explorer.image.value) / 1000
+        print("{:18}{:6}{:11.1f}{:12.1f}{:5.0f}".format(name, *moves, size))
+
+
+if __name__ == "__main__":
+    main()
