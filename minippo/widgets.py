@@ -165,10 +165,34 @@ def kl_controller(*, question: Question | None = None) -> Explorer:
     return Explorer("kl_controller", plots.KLController(), controls, question=question)
 
 
+def credit(
+    words: Sequence[str], rewards: Tensor, values: Tensor, *, question: Question | None = None
+) -> Explorer:
+    """Change gamma and lambda over one response: who hears of the score, and how loudly."""
+    controls = {
+        "gamma": _slider("gamma", 1.0, 0.5, 1.0, 0.05),
+        "lam": _slider("lambda", 0.95, 0.0, 1.0, 0.05),
+    }
+    picture = plots.Credit(words, rewards, values)
+    return Explorer("credit", picture, controls, question=question)
+
+
+def combined_loss(*, question: Question | None = None) -> Explorer:
+    """Weigh policy loss, entropy bonus and KL, and see where each pushes the logits."""
+    controls = {
+        "advantage": _slider("advantage A", 1.0, -1.5, 1.5, 0.25),
+        "c2": _slider("c2 (entropy)", 0.1, 0.0, 1.0, 0.05),
+        "c3": _slider("c3 (KL)", 0.1, 0.0, 1.0, 0.05),
+    }
+    return Explorer("combined_loss", plots.CombinedLoss(), controls, question=question)
+
+
 EXPLORERS: dict[str, Callable[..., Explorer]] = {
     "clipping": clipping,
     "clip_or_penalty": clip_or_penalty,
     "next_token": next_token,
     "kl_two_ways": kl_two_ways,
     "kl_controller": kl_controller,
+    "credit": credit,
+    "combined_loss": combined_loss,
 }

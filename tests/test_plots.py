@@ -1,5 +1,6 @@
 """Pictures: the data of their curves, their colours, and what they say."""
 
+import importlib
 import io
 import itertools
 import math
@@ -12,6 +13,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from minippo import definitions, plots
+
+# `plots.combined_loss` is the function of that name, and hides its module.
+combined = importlib.import_module("minippo.plots.combined_loss")
 
 EPSILONS = [0.0, 0.1, 0.2, 0.5]
 ADVANTAGES = [-1.5, -1.0, 0.0, 0.25, 1.0]
@@ -190,6 +194,62 @@ def test_the_controllers_curves_are_its_definition(target, horizon):
     assert kls == pytest.approx(moved)
 
 
+# ---- credit and the combined loss ------------------------------------------------------------
+
+RESPONSE = ["It", "was", "good", "."]
+REWARDS = torch.tensor([-0.02, 0.01, -0.05, 1.0])
+VALUES = torch.tensor([0.3, 0.2, 0.6, 0.7])
+
+
+@pytest.mark.parametrize(("gamma", "lam"), list(itertools.product([0.5, 1.0], [0.0, 0.95, 1.0])))
+def test_the_strip_holds_what_the_definitions_say(gamma, lam):
+    figure = plots.credit(RESPONSE, REWARDS, VALUES, gamma=gamma, lam=lam)
+    shown = np.concatenate([np.asarray(x.get_array()) for x in figure.axes[0].images])
+    r, v, mask = [REWARDS.double().tolist()], [VALUES.double().tolist()], [[True] * 4]
+    rows = [
+        r[0],
+        v[0],
+        definitions.td_errors(r, v, mask, gamma)[0],
+        definitions.gae(r, v, mask, gamma, lam)[0],
+        definitions.monte_carlo_returns(r, mask, gamma)[0],
+    ]
+    assert shown == pytest.approx(np.array(rows), abs=1e-6)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == [f"{x + 0.0:.2f}" for x in shown.flatten()]
+
+
+def test_a_response_of_one_token_has_its_surprise_as_advantage():
+    picture = plots.Credit(["."], torch.tensor([1.0]), torch.tensor([0.25]))
+    for lam in (0.0, 1.0):
+        sentence = picture.move(lam=lam)
+        assert "advantage +0.75 at the first token, +0.75 at the last" in sentence
+        assert "counts 1.00 at the first token" in sentence
+
+
+@pytest.mark.parametrize("a", [-1.5, 0.0, 1.0])
+def test_alone_the_policy_term_is_the_policy_gradient(a):
+    picture = plots.CombinedLoss()
+    picture.move(advantage=a, c2=0.0, c3=0.0)
+    (line,) = [x for x in picture.figure.axes[0].lines if x.get_label() == "sum"]
+    z = combined.Z.tolist()
+    p = [math.exp(x) for x in definitions.log_softmax(z)]
+    wanted = [a * ((i == combined.CHOSEN) - p[i]) for i in range(5)]
+    assert list(line.get_ydata()) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_bonus_and_kl_push_as_their_formulas_say():
+    z, ref = combined.Z.tolist(), combined.REFERENCE.tolist()
+    bonus = definitions.gradient(definitions.entropy, z)
+    log_p = definitions.log_softmax(z)
+    gap = log_p[0] - definitions.log_softmax(ref)[0]
+    kl = [-gap * ((i == 0) - math.exp(x)) for i, x in enumerate(log_p)]
+    table = combined.pushes(0.0, 0.5, 0.25)
+    assert table[0].abs().max() == 0
+    assert table[1].tolist() == pytest.approx([0.5 * x for x in bonus], abs=1e-7)
+    assert table[2].tolist() == pytest.approx([0.25 * x for x in kl], abs=1e-9)
+    assert gap > 0 > table[2][0]  # the policy likes it more than the reference does
+
+
 # ---- every picture ---------------------------------------------------------------------------
 
 FIGURES = {
@@ -201,6 +261,10 @@ FIGURES = {
     "next_token_panels": lambda: plots.next_token_panels(LOGITS, WORDS),
     "kl_two_ways": plots.kl_two_ways,
     "kl_two_ways_panels": plots.kl_two_ways_panels,
+    "credit": lambda: plots.credit(RESPONSE, REWARDS, VALUES),
+    "credit_panels": lambda: plots.credit_panels(RESPONSE, REWARDS, VALUES),
+    "combined_loss": plots.combined_loss,
+    "combined_loss_panels": plots.combined_loss_panels,
     "kl_controller": plots.kl_controller,
     "kl_controller_panels": plots.kl_controller_panels,
 }
@@ -211,7 +275,7 @@ def test_a_figure_is_900_wide_labelled_and_small(name):
     figure = FIGURES[name]()
     named = figure.axes[-1].get_xlabel() or figure.axes[-1].get_xticklabels()
     assert named or name == "next_token"  # its bars carry their own words
-    assert figure.axes[0].get_ylabel()
+    assert figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels()
     image = Image.open(io.BytesIO(plots.png(figure)))
     assert image.width == 900
     assert len(image.getcolors() or []) <= 16

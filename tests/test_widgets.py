@@ -17,11 +17,17 @@ from minippo.widgets import EXPLORERS, Explorer, Question
 each_explorer = pytest.mark.parametrize("name", EXPLORERS)
 
 
+REWARDS = torch.tensor([-0.02, 0.01, -0.05, 1.0])
+VALUES = torch.tensor([0.3, 0.2, 0.6, 0.7])
+
+
 def make(name):
     """An explorer, with a small model's worth of logits where it needs some."""
     if name == "next_token":
         logits = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
         return widgets.next_token(logits, [f"w{i}" for i in range(20)])
+    if name == "credit":
+        return widgets.credit(["It", "was", "good", "."], REWARDS, VALUES)
     return EXPLORERS[name]()
 
 

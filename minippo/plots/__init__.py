@@ -14,7 +14,9 @@ from minippo.plots.clipping import (
     clipping,
     clipping_panels,
 )
+from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
 from minippo.plots.controllers import KLController, kl_controller, kl_controller_panels
+from minippo.plots.credit import Credit, credit, credit_panels
 from minippo.plots.distributions import (
     KLTwoWays,
     NextToken,
@@ -30,6 +32,8 @@ __all__ = [
     "STYLES",
     "ClipOrPenalty",
     "Clipping",
+    "CombinedLoss",
+    "Credit",
     "KLController",
     "KLTwoWays",
     "NextToken",
@@ -39,6 +43,10 @@ __all__ = [
     "clip_or_penalty_panels",
     "clipping",
     "clipping_panels",
+    "combined_loss",
+    "combined_loss_panels",
+    "credit",
+    "credit_panels",
     "kl_controller",
     "kl_controller_panels",
     "kl_two_ways",

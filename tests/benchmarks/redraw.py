@@ -15,9 +15,14 @@ def main() -> None:
     """Print one line for each explorer."""
     logits = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
     words = [f"w{i}" for i in range(512)]
+    response = [f"word{i}" for i in range(24)]
+    inputs = {
+        "next_token": (logits, words),
+        "credit": (response, 0.1 * torch.randn(24), torch.randn(24)),
+    }
     print(f"{'explorer':18}{'moves':>6}{'median ms':>11}{'slowest ms':>12}{'KB':>5}")
     for name, make in widgets.EXPLORERS.items():
-        explorer = make(logits, words) if name == "next_token" else make()
+        explorer = make(*inputs.get(name, ()))
         times = []
         for control in explorer.controls.values():
             options = getattr(control, "options", None)

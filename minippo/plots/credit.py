@@ -1,0 +1,110 @@
+"""A picture of credit: one response, token by token, from reward to advantage."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from torch import Tensor
+
+from minippo import gae, monte_carlo_returns, td_errors
+from minippo.plots._base import Picture
+
+HEAT = colormaps["PuOr_r"].resampled(9)  # few colours: the stored PNG has 16
+ROWS = ("reward r", "value V", "TD error", "advantage A", "return R")
+
+
+def credit_table(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    """[5, time]: reward, value, TD error, advantage and Monte-Carlo return of each token."""
+    r, v = rewards.double().unsqueeze(0), values.double().unsqueeze(0)
+    mask = torch.ones_like(r).bool()
+    parts = [
+        r,
+        v,
+        td_errors(r, v, mask, gamma=gamma),
+        gae(r, v, mask, gamma=gamma, lam=lam),
+        monte_carlo_returns(r, mask, gamma=gamma),
+    ]
+    return torch.cat(parts)
+
+
+class Credit(Picture):
+    """A heat strip under the words of a response, one row for each quantity."""
+
+    def __init__(self, words: Sequence[str], rewards: Tensor, values: Tensor) -> None:
+        """One response: its words, and [time] rewards and values."""
+        self._rewards, self._values, time = rewards, values, len(words)
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        axes = figure.subplots()
+        top = max(1.0, float(rewards.abs().sum()), float(values.abs().max()))
+        heat: dict[str, Any] = {"cmap": HEAT, "vmin": -top, "vmax": top, "aspect": "auto"}
+        fixed = credit_table(rewards, values, 1.0, 1.0)[:2]  # rewards and values do not move
+        axes.imshow(fixed.numpy(), extent=(-0.5, time - 0.5, 1.5, -0.5), **heat)
+        self._image = axes.imshow(fixed.numpy(), extent=(-0.5, time - 0.5, 4.5, 1.5), **heat)
+        axes.set(ylim=(4.5, -0.5))
+        axes.set_yticks(range(5), ROWS)
+        axes.set_xticks(range(time), words, rotation=40, ha="right", fontsize=9)
+        axes.set_xlabel("token of the response")
+        axes.spines[:].set_visible(False)
+        centred: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 3}
+        centred["fontsize"] = 9 if time <= 14 else 6
+        cells = [axes.text(t, i, "", **centred) for i in range(5) for t in range(time)]
+        self._top, self._cells = top, cells[2 * time :]
+        self._write(cells[: 2 * time], fixed)
+        super().__init__(figure, [self._image, *self._cells])
+
+    def _write(self, cells: Sequence[Text], numbers: Tensor) -> None:
+        for text, x in zip(cells, numbers.flatten().tolist(), strict=True):
+            text.set_text(f"{x + 0.0:.2f}")
+            text.set_color("white" if abs(x) > 0.6 * self._top else "black")
+
+    def move(self, *, gamma: float = 1.0, lam: float = 0.95) -> str:
+        """Show the credit for this discount and this lambda."""
+        table = credit_table(self._rewards, self._values, gamma, lam)
+        self._image.set_data(table[2:].numpy())
+        self._write(self._cells, table[2:])
+        last, reach = table.shape[1] - 1, (gamma * lam) ** (table.shape[1] - 1)
+        return (
+            f"gamma {gamma:.2f}, lambda {lam:.2f}: advantage {table[3, 0] + 0.0:+.2f} at the first "
+            f"token, {table[3, last] + 0.0:+.2f} at the last; the last TD error counts "
+            f"{reach:.2f} at the first token."
+        )
+
+
+def credit(
+    words: Sequence[str], rewards: Tensor, values: Tensor, *, gamma: float = 1.0, lam: float = 0.95
+) -> Figure:
+    """Reward, value, TD error, advantage and return of each token of one response.
+
+    What to see: the score is paid at the last token. With lam = 1 every token hears of it
+    directly; with lam = 0 only through the values. Each advantage is its TD error plus
+    gamma * lam times the advantage to its right.
+    """
+    picture = Credit(words, rewards, values)
+    picture.move(gamma=gamma, lam=lam)
+    return picture.figure
+
+
+def credit_panels(
+    words: Sequence[str], rewards: Tensor, values: Tensor, lams: Sequence[float] = (0.0, 0.95, 1.0)
+) -> Figure:
+    """The advantages of the same response for several lambdas, gamma = 1.
+
+    What to see: how far to the left the surprise at the end is felt.
+    """
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    axes = figure.subplots()
+    table = torch.stack([credit_table(rewards, values, 1.0, lam)[3] for lam in lams])
+    top = max(1.0, float(table.abs().max()))
+    axes.imshow(table.numpy(), cmap=HEAT, vmin=-top, vmax=top, aspect="auto")
+    axes.set_yticks(range(len(lams)), [f"lambda {lam:g}" for lam in lams])
+    axes.set_xticks(range(len(words)), words, rotation=40, ha="right", fontsize=9)
+    axes.set_xlabel("token of the response")
+    axes.spines[:].set_visible(False)
+    for i, row in enumerate(table.tolist()):
+        for t, x in enumerate(row):
+            colour = "white" if abs(x) > 0.6 * top else "black"
+            axes.text(t, i, f"{x:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    return figure
