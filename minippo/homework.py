@@ -28,15 +28,19 @@ minippo but the functions that you are asked to write.
 """
 
 
-def draw(seed: str, tasks: Sequence[str]) -> dict[str, list[str]]:
-    """Task -> the flags that are asked for: one of the conventions, or none where there is none."""
+def draw(seed: str, tasks: Sequence[str], previous: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Task -> the flags that are asked for: one of the conventions, or none where there is none.
+
+    What an earlier draw asked for comes again only where there is no other.
+    """
     if unknown := [name for name in tasks if name not in CHECKS]:
         fail("homework", "tasks", f"be among {', '.join(CHECKS)}", ", ".join(unknown))
     drawn = {}
     for name in tasks:
+        used = {flag for label in previous for flag in draw(label, [name])[name]}
         conventions = [m.name for m in CATALOGUE[name].mistakes if m.convention]
-        choice = random.Random(f"{seed} {name}").choice(conventions) if conventions else None
-        drawn[name] = [choice] if choice else []
+        fresh = [flag for flag in conventions if flag not in used] or conventions
+        drawn[name] = [random.Random(f"{seed} {name}").choice(fresh)] if fresh else []
     return drawn
 
 
@@ -44,7 +48,7 @@ def write(folder: Path, seed: str, tasks: Sequence[str], previous: Sequence[str]
     """my_ppo.py and README.md for students, key.json for the instructor."""
     key = {
         "seed": seed,
-        "tasks": draw(seed, tasks),
+        "tasks": draw(seed, tasks, previous),
         "previous": {label: draw(label, tasks) for label in previous},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,12 +66,14 @@ def stub(name: str, flags: Sequence[str]) -> str:
     reference: Callable[..., Any] = CHECKS[name].reference
     first = (inspect.getdoc(reference) or "").split("\n\n")[0]
     asked = [CATALOGUE[name][flag].convention for flag in flags]
-    lines = [first, ""]
     parameters = inspect.signature(reference).parameters
     shapes = {p.name: getattr(p.annotation, "dim_str", "").strip() for p in parameters.values()}
-    lines += [f"{p}: [{shape}]" for p, shape in shapes.items() if shape]
-    lines += ["", *(f"Here: {sentence}" for sentence in asked)] if asked else []
-    text = "\n    ".join(lines).replace("\n    \n", "\n\n").rstrip()
+    paragraphs = [
+        [first],
+        [f"{p}: [{shape}]" for p, shape in shapes.items() if shape],
+        [f"Here: {sentence}" for sentence in asked],
+    ]
+    text = "\n\n    ".join("\n    ".join(lines) for lines in paragraphs if lines)
     if inspect.isclass(reference):
         return _class_stub(name, text, parameters)
     return f'def {name}({_plain(parameters)}):\n    """{text}\n    """\n    ...'

@@ -66,7 +66,7 @@ def test_a_homework_is_drawn_written_and_graded(tmp_path, capsys):
     options = ["--seed", "2027A", "--out", str(out), "--tasks", *tasks, "--previous", "2026A"]
     assert main(["homework", *options]) == 0
     key = json.loads((out / "key.json").read_text())
-    assert key["tasks"] == homework.draw("2027A", tasks)
+    assert key["tasks"] == homework.draw("2027A", tasks, ["2026A"])
     assert key["previous"]["2026A"] == homework.draw("2026A", tasks)
     text = (out / "my_ppo.py").read_text()
     flags = key["tasks"]["value_loss"]
@@ -86,6 +86,21 @@ def test_a_homework_is_drawn_written_and_graded(tmp_path, capsys):
 
     assert main(["homework", *options]) == 1  # what is there is not written over
     assert "a folder without a homework" in capsys.readouterr().err
+
+
+def test_last_years_convention_does_not_come_again_where_there_is_another():
+    tasks = [name for name, _ in CONVENTIONS]
+    several = [name for name in set(tasks) if tasks.count(name) > 1]
+    for seed in ("a", "b", "c"):
+        new, old = homework.draw(seed, several, ["2026A"]), homework.draw("2026A", several)
+        assert [name for name in several if new[name] == old[name]] == []
+    assert homework.draw("a", ["value_loss"], ["2026A"]) == homework.draw("2026A", ["value_loss"])
+
+
+def test_a_stub_has_no_trailing_blanks_and_says_the_shapes():
+    text = homework.stub("AdaptiveKL", homework.draw("a", ["AdaptiveKL"])["AdaptiveKL"])
+    assert not any(line != line.rstrip() for line in text.splitlines())
+    assert "rewards: [batch time]" in homework.stub("gae", [])
 
 
 def test_a_draw_is_its_seed():

@@ -11,7 +11,8 @@ from minippo.misconceptions import Misconception
 
 
 def _handed_in(name: str, what: str) -> Misconception:
-    return Misconception(name, what, "Read the specification of this homework once more.")
+    hint = "Read the specification of this homework once more."
+    return Misconception(name, what, hint, source="")
 
 
 @dataclass(frozen=True)
