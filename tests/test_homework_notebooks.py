@@ -82,6 +82,15 @@ def test_points_time_and_goals_are_said(name):
     assert len({g["grade_id"] for g in graded}) == len(graded)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_cell_is_that_of_the_lessons(name):
+    def first(path: Path) -> str:
+        return next("".join(c["source"]) for c in load(path)["cells"] if c["cell_type"] == "code")
+
+    lesson = ROOT / "notebooks" / "00_start_here.ipynb"
+    assert first(HOMEWORK / "source" / name / f"{name}.ipynb") == first(lesson)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_released_and_graded(name, tmp_path):
