@@ -28,8 +28,7 @@ lint: $(READY)
 	$(RUN) -m codespell_lib
 
 notebooks: $(READY)
-	$(QUIET) $(RUN) -m jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
+	$(RUN) notebooks/execute.py
 
 data: $(READY)
 	$(RUN) data/build.py world

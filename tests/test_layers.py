@@ -15,7 +15,7 @@ MATHS = {"torch", "jaxtyping"}
 # With transformers come the two libraries that it reads and writes with, and its adapters.
 THINGS = MATHS | {"transformers", "datasets", "huggingface_hub", "safetensors", "peft"}
 STAGES = THINGS | {"accelerate", "tqdm"}
-EDGE = STAGES | {"matplotlib", "ipywidgets", "IPython", "PIL", "numpy"}
+EDGE = STAGES | {"tokenizers", "matplotlib", "ipywidgets", "IPython", "PIL", "numpy"}
 ROWS = [
     ("_validate", MATHS),
     ("log_probs masking advantages losses kl alternatives", MATHS),
@@ -24,8 +24,8 @@ ROWS = [
     ("rollout sft reward_model", STAGES),
     ("ppo trainer", STAGES),
     (
-        "definitions record plots widgets misconceptions checks diagnosis worker grade homework cli"
-        " __main__",
+        "definitions enumerable record plots widgets misconceptions checks diagnosis worker grade"
+        " homework cli __main__",
         EDGE,
     ),
 ]

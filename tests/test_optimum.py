@@ -4,41 +4,21 @@ Maximising E[r] - beta * KL(pi || pi_ref) has one solution: pi* proportional to
 pi_ref * exp(r / beta). With four tokens and at most three of them a response is one of 40.
 """
 
-import itertools
+import math
 
 import pytest
 import torch
 from torch import tensor
 from torch.testing import assert_close
 
+from minippo import enumerable
+from minippo.enumerable import EOS, PROMPTS, RESPONSES, SCORES, TIME
 from minippo.models import frozen_copy
 from minippo.ppo import PPOConfig
 from minippo.trainer import PPOTrainer
-from tests import tiny
 
 slow = pytest.mark.slow
-EOS, TIME, BETA = 0, 3, 1.0
-PROMPTS = ["a", "b"]  # tokens 1 and 2
-# Every response: cut off after three tokens, or ended by EOS before.
-RESPONSES = [
-    (*text, *end)
-    for n in range(TIME + 1)
-    for text in itertools.product((1, 2, 3), repeat=n)
-    for end in ([()] if n == TIME else [(EOS,)])
-]
-# What each is worth: any numbers will do, on the scale of a nat or two.
-SCORES = torch.randn(2, len(RESPONSES), generator=torch.Generator().manual_seed(0))
-NUMBER = {response: i for i, response in enumerate(RESPONSES)}
-
-
-def score(responses):
-    """The table's entry for each prompt and response."""
-    rows = []
-    for prompt, ids, mask in zip(
-        responses.prompt_ids[:, -1].tolist(), responses.ids, responses.mask, strict=True
-    ):
-        rows.append(SCORES[prompt - 1, NUMBER[tuple(ids[mask].tolist())]])
-    return torch.stack(rows)
+BETA = 1.0
 
 
 def distribution(policy):
@@ -54,31 +34,66 @@ def distribution(policy):
     return torch.stack(rows)
 
 
-def total_variation(log_p, log_q):
-    """Half the sum of |p - q|; of the two prompts the larger."""
-    return (0.5 * (log_p.exp() - log_q.exp()).abs().sum(1)).max().item()
-
-
 def train(estimator, n_steps, seed=0):
     """Total variation to the optimum before and after so many steps of PPO."""
-    policy = tiny.policy(vocab_size=4, n_layer=1, n_positions=8)
+    policy = enumerable.policy()
     reference = frozen_copy(policy)
     start = distribution(reference)
-    optimum = (start + SCORES / BETA).log_softmax(1)
+    optimum = enumerable.optimum(start, beta=BETA)
     config = PPOConfig(
         kl_coef=BETA, kl_estimator=estimator, max_new_tokens=TIME, rollout_size=512,
         minibatch_size=256, epochs=2, learning_rate=0.01, total_steps=n_steps, lam=1.0,
         value_clip_range=None, value_coef=0.5, seed=seed,
     )  # fmt: skip
-    trainer = PPOTrainer(policy, reference, score, tiny.tokenizer(tiny.WORDS[:4]), config)
+    trainer = PPOTrainer(policy, reference, enumerable.score, enumerable.tokenizer(), config)
     trainer.train(PROMPTS, n_steps, progress=False)
-    return total_variation(start, optimum), total_variation(distribution(policy), optimum)
+    far = enumerable.total_variation
+    return far(start, optimum), far(distribution(policy), optimum)
 
 
 def test_the_list_of_responses_is_complete():
-    policy = tiny.policy(vocab_size=4, n_layer=1, n_positions=8)
+    log_p = distribution(enumerable.policy())
     assert len(set(RESPONSES)) == 40
-    assert_close(distribution(policy).exp().sum(1), torch.ones(2))
+    assert_close(log_p.exp().sum(1), torch.ones(2))
+    assert_close(enumerable.log_probs(enumerable.policy()).detach(), log_p)
+
+
+def test_a_policy_leaves_the_callers_random_numbers_alone():
+    state = torch.get_rng_state()
+    first, second = enumerable.policy(3), enumerable.policy(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_close(distribution(first), distribution(second))
+
+
+def test_the_score_is_the_tables_entry():
+    for prompt in (0, 1):
+        assert torch.equal(enumerable.score(enumerable.responses(prompt)), SCORES[prompt])
+
+
+def test_the_optimum_by_hand():
+    """Two responses, half each, worth 0 and log 3 at beta 1: a quarter and three quarters."""
+    half = torch.full((1, 2), 0.5).log()
+    scores = tensor([[0.0, math.log(3)]])
+    assert_close(enumerable.optimum(half, scores, beta=1.0).exp(), tensor([[0.25, 0.75]]))
+    assert_close(enumerable.optimum(half, 2 * scores, beta=2.0).exp(), tensor([[0.25, 0.75]]))
+
+
+def test_no_policy_near_the_optimum_is_better():
+    ref = distribution(enumerable.policy())
+    best = enumerable.optimum(ref, beta=BETA)
+
+    def objective(log_p):
+        return (log_p.exp() * (SCORES - BETA * (log_p - ref))).sum()
+
+    for seed in range(20):
+        noise = torch.randn(best.shape, generator=torch.Generator().manual_seed(seed))
+        other = (best + 0.1 * noise).log_softmax(-1)
+        assert objective(other) < objective(best)
+
+
+def test_total_variation_by_hand():
+    p, q = tensor([[0.5, 0.5], [0.9, 0.1]]).log(), tensor([[0.5, 0.5], [0.6, 0.4]]).log()
+    assert enumerable.total_variation(p, q) == pytest.approx(0.3)
 
 
 def seeds(*others):
