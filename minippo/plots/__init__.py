@@ -5,7 +5,7 @@ a name has a `_panels` twin, that shows several settings side by side, for reade
 `widgets` has an explorer of the same name.
 """
 
-from minippo.plots._base import COLOURS, STYLES, Picture, Shown, png, show
+from minippo.plots._base import COLOURS, STYLES, Picture, Shown, png, show, tidy
 from minippo.plots.clipping import (
     ClipOrPenalty,
     Clipping,
@@ -55,5 +55,6 @@ __all__ = [
     "next_token_panels",
     "png",
     "show",
+    "tidy",
     "training_run",
 ]
