@@ -1,96 +1,12 @@
-"""Explorers: a picture of `plots`, some sliders, and one sentence that says what is shown.
+"""One explorer for each picture."""
 
-Core ipywidgets alone (7.7 and 8), so that JupyterLab, Notebook 7, VS Code and Colab show them. No
-mathematics here: a slider moves a picture, and the picture calls minippo's functions. For readers
-without a kernel there is a `_panels` twin of each in `plots`.
-"""
-
-import html
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import ipywidgets
 from torch import Tensor
 
 from minippo import plots
-from minippo.plots import Picture
-
-Controls = Mapping[str, ipywidgets.Widget]
-
-
-class Question:
-    """Predict, then move: the explanation comes after the reader has committed to an answer."""
-
-    def __init__(self, asks: str, options: Sequence[str], right: int, explains: str) -> None:
-        self.right, self.explains = options[right], explains
-        self.choice = ipywidgets.RadioButtons(
-            options=list(options), value=None, description="", layout={"width": "auto"}
-        )
-        self.answer = ipywidgets.HTML()
-        self.choice.observe(self._committed, names="value")
-        asked = ipywidgets.HTML(f"<b>What would you expect?</b> {html.escape(asks)}")
-        self.box = ipywidgets.VBox([asked, self.choice, self.answer])
-
-    def _committed(self, change: Mapping[str, Any]) -> None:
-        word = "Yes." if change["new"] == self.right else f"No: {self.right}."
-        self.answer.value = f"<i>{html.escape(f'{word} {self.explains}')}</i>"
-        self.choice.disabled = True
-
-
-class Explorer:
-    """A picture that follows its controls.
-
-    `settings` are the controls' values now, `sentence` says what the picture shows. Moves that come
-    in while one is being drawn are skipped, but for the last. Callbacks may come from any thread.
-    """
-
-    def __init__(
-        self, name: str, picture: Picture, controls: Controls, *, question: Question | None = None
-    ) -> None:
-        self.name, self.picture, self.controls, self.question = name, picture, controls, question
-        width, height = picture.figure.get_size_inches() * picture.figure.dpi
-        self.image = ipywidgets.Image(format="png", width=int(width), height=int(height))
-        self.text = ipywidgets.HTML()
-        self.sentence = ""
-        self._drawing, self._asked = threading.Lock(), 0
-        for control in controls.values():
-            control.observe(self._moved, names="value")
-        top = [] if question is None else [question.box]
-        rows = [*top, *controls.values(), self.image, self.text]
-        self.box = ipywidgets.VBox(rows)
-        self._draw()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Name of a control -> its value."""
-        return {name: control.value for name, control in self.controls.items()}
-
-    def move(self, **settings: Any) -> str:
-        """Set controls as a reader would; the sentence."""
-        for name, value in settings.items():
-            self.controls[name].value = value
-        return self.sentence
-
-    def _moved(self, _: Mapping[str, Any]) -> None:
-        self._asked += 1
-        asked = self._asked
-        with self._drawing:
-            if asked == self._asked:  # a later move has not made this one idle
-                self._draw()
-
-    def _draw(self) -> None:
-        self.sentence = self.picture.move(**self.settings)
-        self.image.value = self.picture.png()
-        self.text.value = f"<p role='status'>{html.escape(self.sentence)}</p>"
-
-    def __repr__(self) -> str:
-        return f"{self.name}: {self.sentence}"
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = self.box._repr_mimebundle_(**kwargs)
-        found = bundle[0] if isinstance(bundle, tuple) else bundle
-        return dict(found or {}) | {"text/plain": repr(self)}
+from minippo.widgets._explorer import Explorer, Question
 
 
 def _slider(

@@ -1,0 +1,31 @@
+"""Explorers: a picture of `plots`, some sliders, and one sentence that says what is shown.
+
+Core ipywidgets alone (7.7 and 8), so that JupyterLab, Notebook 7, VS Code and Colab show them. No
+mathematics here: a slider moves a picture, and the picture calls minippo's functions. For readers
+without a kernel there is a `_panels` twin of each in `plots`.
+"""
+
+from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets.explorers import (
+    EXPLORERS,
+    clip_or_penalty,
+    clipping,
+    combined_loss,
+    credit,
+    kl_controller,
+    kl_two_ways,
+    next_token,
+)
+
+__all__ = [
+    "EXPLORERS",
+    "Explorer",
+    "Question",
+    "clip_or_penalty",
+    "clipping",
+    "combined_loss",
+    "credit",
+    "kl_controller",
+    "kl_two_ways",
+    "next_token",
+]
