@@ -326,6 +326,58 @@ def leave_one_out_advantages(scores: Rows) -> Rows:
     ]
 
 
+# ---- exercises whose solutions minippo itself does not need ----------------------------------
+
+
+def mean_minus_variance(scores: Rows, coef: float) -> Row:
+    """scores[member][response]: mean - coef * population variance, response by response."""
+    found = []
+    for b in range(len(scores[0])):
+        column = [member[b] for member in scores]
+        mean = sum(column) / len(column)
+        found.append(mean - coef * sum((s - mean) ** 2 for s in column) / len(column))
+    return found
+
+
+def sequence_ratio(log_probs: Rows, old_log_probs: Rows, mask: Mask) -> Row:
+    """The product of the real tokens' ratios."""
+    return [
+        math.prod(math.exp(new - old) for new, old, m in zip(*rows, strict=True) if m)
+        for rows in zip(log_probs, old_log_probs, mask, strict=True)
+    ]
+
+
+def entropy_bonus(logits: list[Rows], mask: Mask) -> float:
+    """The mean entropy of the real tokens."""
+    found = [
+        entropy(z)
+        for rows in zip(logits, mask, strict=True)
+        for z, m in zip(*rows, strict=True)
+        if m
+    ]
+    return sum(found) / len(found)
+
+
+def combined_loss(
+    policy_loss: float,
+    value_loss: float,
+    entropy: float,
+    kl: float,
+    c1: float,
+    c2: float,
+    c3: float,
+) -> float:
+    """Schulman et al. 2017, eq. 9, with the sign turned, and a KL."""
+    return policy_loss + c1 * value_loss - c2 * entropy + c3 * kl
+
+
+def optimal_policy(ref_log_probs: Row, rewards: Row, beta: float) -> Row:
+    """log of p_i exp(r_i / beta) / sum of p_j exp(r_j / beta); all shifted by the largest."""
+    logs = [lp + r / beta for lp, r in zip(ref_log_probs, rewards, strict=True)]
+    total = sum(math.exp(x - max(logs)) for x in logs)
+    return [x - max(logs) - math.log(total) for x in logs]
+
+
 # ---- the whole -------------------------------------------------------------------------------
 
 

@@ -20,6 +20,13 @@ from minippo.checks.advantages import (
     td_errors,
 )
 from minippo.checks.alternatives import dpo_loss, group_advantages, leave_one_out_advantages
+from minippo.checks.exercises import (
+    combined_loss,
+    entropy_bonus,
+    mean_minus_variance,
+    optimal_policy,
+    sequence_ratio,
+)
 from minippo.checks.kl import AdaptiveKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.checks.log_probs import entropy, sequence_log_prob, token_log_probs
 from minippo.checks.losses import (
@@ -39,7 +46,8 @@ _MATHEMATICS = (
     probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
     reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
     shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
-    group_advantages, leave_one_out_advantages,
+    group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio, entropy_bonus,
+    combined_loss, optimal_policy,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, when asked for
 

@@ -1,28 +1,63 @@
 """Solutions that the package does not need itself. They are checked like a student's."""
 
-import torch
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, where
 
-from minippo import gae, shape_rewards, whiten
-from minippo.ppo import PPOConfig, ppo_loss
-from minippo.rollout import Rollout
+from minippo import entropy, masked_mean
 
 
-def ppo_update(
-    policy: nn.Module, optimizer: torch.optim.Optimizer, rollout: Rollout, config: PPOConfig
-) -> None:
-    """One PPO update at the token level, each epoch with the whole rollout as its minibatch.
+def mean_minus_variance(
+    scores: Float[Tensor, "members batch"], *, coef: float
+) -> Float[Tensor, " batch"]:
+    """A pessimistic ensemble's score: where its members disagree, nobody knows.
 
-    What the rollout measured is fixed: rewards, advantages and returns are computed once.
+    Mean over the members minus coef times their population variance (Coste et al. 2023).
     """
-    mask, values = rollout.mask, rollout.values
-    rewards = shape_rewards(rollout.scores, rollout.kl, mask, kl_coef=config.kl_coef)
-    advantages = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
-    returns = advantages + values  # raw: whitening comes after
-    advantages = whiten(advantages, mask)
-    for _ in range(config.epochs):
-        loss, _ = ppo_loss(policy, rollout, advantages, returns, config)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm or float("inf"))
-        optimizer.step()
+    return scores.mean(0) - coef * scores.var(0, correction=0)
+
+
+def sequence_ratio(
+    log_probs: Float[Tensor, "batch time"],
+    old_log_probs: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, " batch"]:
+    """p(response) / p_old(response): the exponential of the log-ratios' sum over real tokens.
+
+    The differences come first: a long response is so unlikely that float32 holds neither p.
+    """
+    log_ratio = log_probs.float() - old_log_probs.float()
+    return where(mask, log_ratio, 0.0).sum(1).exp()
+
+
+def entropy_bonus(
+    logits: Float[Tensor, "batch time vocab"], mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, ""]:
+    """Mean over the real tokens of the entropy over the whole vocabulary, in nats."""
+    return masked_mean(entropy(logits), mask)
+
+
+def combined_loss(
+    policy_loss: Float[Tensor, ""],
+    value_loss: Float[Tensor, ""],
+    entropy: Float[Tensor, ""],
+    kl: Float[Tensor, ""],
+    *,
+    c1: float,
+    c2: float,
+    c3: float,
+) -> Float[Tensor, ""]:
+    """What PPO for language models makes small: one number with four parts.
+
+    Schulman et al. 2017, eq. 9, with the sign turned, plus the KL to the reference.
+    """
+    return policy_loss + c1 * value_loss - c2 * entropy + c3 * kl
+
+
+def optimal_policy(
+    ref_log_probs: Float[Tensor, " n"], rewards: Float[Tensor, " n"], *, beta: float
+) -> Float[Tensor, " n"]:
+    """log pi* of n responses: pi* is proportional to pi_ref * exp(reward / beta).
+
+    No policy has a larger mean reward minus beta * KL(policy || reference).
+    """
+    return (ref_log_probs + rewards / beta).log_softmax(-1)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn, where, zeros_like
 
 from minippo import definitions
-from minippo.checks import _solutions
 from minippo.checks._cases import Case, Draw, Nested
 from minippo.checks._check import Check
+from minippo.checks._update import ppo_update as reference_update
 from minippo.ppo import PPOConfig
 from minippo.ppo import ppo_loss as reference_loss
 from minippo.rollout import Responses, Rollout
@@ -186,7 +186,7 @@ def _update_cases(draw: Draw) -> Iterator[Case]:
 
 
 ppo_update = Check(
-    reference=_solutions.ppo_update,
+    reference=reference_update,
     definition=definitions.ppo_update,
     cases=_update_cases,
     call=_call_update,

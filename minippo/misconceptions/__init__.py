@@ -74,4 +74,13 @@ def flawed(*mistakes: Misconception) -> Callable[[Callable[..., Any]], Callable[
 
 
 # Entering happens on import; the modules need `flawed` from above.
-from minippo.misconceptions import advantages, alternatives, kl, log_probs, losses, masking, ppo  # noqa: E402, F401
+from minippo.misconceptions import (  # noqa: E402
+    advantages,  # noqa: F401
+    alternatives,  # noqa: F401
+    exercises,  # noqa: F401
+    kl,  # noqa: F401
+    log_probs,  # noqa: F401
+    losses,  # noqa: F401
+    masking,  # noqa: F401
+    ppo,  # noqa: F401
+)

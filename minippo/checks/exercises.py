@@ -1,0 +1,131 @@
+"""Checks of exercises whose solutions minippo itself does not need."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from minippo import definitions
+from minippo.checks import _solutions
+from minippo.checks._cases import Case, Draw, Nested
+from minippo.checks._check import Check
+
+
+def _ensemble_cases(draw: Draw) -> Iterator[Case]:
+    size = (draw.vocab, draw.time)  # members, responses: never as many of these as of those
+    for coef in (0.5, 2.0):
+        for _ in range(2):
+            yield draw.case(scores=draw.floats(*size), coef=coef)
+    yield draw.case("the variance costs nothing", scores=draw.floats(*size), coef=0.0)
+    near = draw.floats(*size, low=-0.25, high=0.25)
+    yield draw.case("members that nearly agree", scores=near, coef=1.0)
+    yield draw.case("all members agree", scores=[draw.floats(draw.time)] * draw.vocab, coef=1.0)
+    yield draw.case("a single member", scores=draw.floats(1, draw.time), coef=1.0)
+
+
+mean_minus_variance = Check(
+    reference=_solutions.mean_minus_variance,
+    definition=definitions.mean_minus_variance,
+    cases=_ensemble_cases,
+)
+
+
+def _ratio_cases(draw: Draw) -> Iterator[Case]:
+    for _ in range(3):
+        yield draw.case(log_probs=draw.log_probs(), old_log_probs=draw.log_probs(), mask=draw.mask)
+    same = draw.log_probs()
+    yield draw.case("the same policy", log_probs=same, old_log_probs=same, mask=draw.mask)
+    # As unlikely as a long response is: float32 holds no probability below exp(-103).
+    far = [draw.token_floats(-128.0, -127.0) for _ in range(2)]
+    yield draw.case("far from likely", log_probs=far[0], old_log_probs=far[1], mask=draw.mask)
+    yield draw.case(
+        "in half precision", dtype="bfloat16", slopes=False,
+        log_probs=draw.log_probs(), old_log_probs=draw.log_probs(), mask=draw.mask,
+    )  # fmt: skip
+
+
+sequence_ratio = Check(
+    reference=_solutions.sequence_ratio,
+    definition=definitions.sequence_ratio,
+    cases=_ratio_cases,
+    slopes=("log_probs",),
+)
+
+
+def _entropy_cases(draw: Draw) -> Iterator[Case]:
+    # A model's logits on padding are numbers: no gradient is asked for where they are NaN.
+    slopes = not draw.junk
+    for _ in range(2):
+        yield draw.case(slopes=slopes, logits=draw.tokens_of(draw.logits()), mask=draw.mask)
+    ruled_out = draw.logits()
+    ruled_out[0][0][0] = -math.inf
+    inputs = {"logits": draw.tokens_of(ruled_out), "mask": draw.mask}
+    yield draw.case("a token ruled out", slopes=slopes, **inputs)
+    yield draw.case(
+        "in half precision", dtype="bfloat16", slopes=False,
+        logits=draw.tokens_of(draw.logits()), mask=draw.mask,
+    )  # fmt: skip
+
+
+entropy_bonus = Check(
+    reference=_solutions.entropy_bonus,
+    definition=definitions.entropy_bonus,
+    cases=_entropy_cases,
+    slopes=("logits",),
+)
+
+PARTS = ("policy_loss", "value_loss", "entropy", "kl")
+
+
+def _call_parts(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """The parts as scalar tensors; a case holds each as a list of one number."""
+    weights = {name: x for name, x in inputs.items() if name not in PARTS}
+    return function(*(inputs[name][0] for name in PARTS), **weights)
+
+
+def _combined(
+    policy_loss: Nested, value_loss: Nested, entropy: Nested, kl: Nested, **weights: float
+) -> float:
+    parts = (policy_loss[0], value_loss[0], entropy[0], kl[0])
+    return definitions.combined_loss(*parts, **weights)
+
+
+def _combined_cases(draw: Draw) -> Iterator[Case]:
+    for c1, c2, c3 in ((0.5, 0.25, 2.0), (0.125, 1.5, 0.75), (0.5, 0.0, 0.0), (0.0, 0.5, 0.25)):
+        parts = {name: draw.floats(1, low=0.25) for name in PARTS}
+        yield draw.case(**parts, c1=c1, c2=c2, c3=c3)
+    bad = {name: draw.floats(1, low=0.25) for name in PARTS} | {"policy_loss": [-1.5]}
+    yield draw.case("a policy loss below 0", **bad, c1=0.5, c2=0.25, c3=2.0)
+
+
+combined_loss = Check(
+    reference=_solutions.combined_loss,
+    definition=_combined,
+    cases=_combined_cases,
+    slopes=PARTS,
+    call=_call_parts,
+)
+
+
+def _optimum_cases(draw: Draw) -> Iterator[Case]:
+    n = draw.vocab
+
+    def reference() -> list[float]:
+        return definitions.log_softmax(draw.floats(n))
+
+    for beta in (0.5, 2.0, 0.125):
+        yield draw.case(ref_log_probs=reference(), rewards=draw.floats(n), beta=beta)
+    yield draw.case("equal rewards", ref_log_probs=reference(), rewards=[1.5] * n, beta=0.5)
+    yield draw.case("hardly any reward", ref_log_probs=reference(), rewards=draw.floats(n), beta=64)
+    # Whole numbers over a power of 2: exact in float32, and far beyond what exp can hold.
+    far = [float(r) for r in draw.random.sample(range(1 - n, n), n)]
+    yield draw.case("rewards / beta of 1000", ref_log_probs=reference(), rewards=far, beta=2**-9)
+    never = [-math.inf, *definitions.log_softmax(draw.floats(n - 1))]
+    yield draw.case(
+        "a response that the reference never gives",
+        ref_log_probs=never, rewards=draw.floats(n), beta=0.5,
+    )  # fmt: skip
+
+
+optimal_policy = Check(
+    reference=_solutions.optimal_policy, definition=definitions.optimal_policy, cases=_optimum_cases
+)
