@@ -6,6 +6,7 @@ without a kernel there is a `_panels` twin of each in `plots`.
 """
 
 from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets.compare import Comparison, Share, Table, compare, compare_panels
 from minippo.widgets.explorers import (
     EXPLORERS,
     clip_or_penalty,
@@ -19,11 +20,16 @@ from minippo.widgets.explorers import (
 
 __all__ = [
     "EXPLORERS",
+    "Comparison",
     "Explorer",
     "Question",
+    "Share",
+    "Table",
     "clip_or_penalty",
     "clipping",
     "combined_loss",
+    "compare",
+    "compare_panels",
     "credit",
     "kl_controller",
     "kl_two_ways",
