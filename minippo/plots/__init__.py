@@ -17,6 +17,7 @@ from minippo.plots.clipping import (
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
 from minippo.plots.controllers import KLController, kl_controller, kl_controller_panels
 from minippo.plots.credit import Credit, credit, credit_panels
+from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
     NextToken,
@@ -37,7 +38,9 @@ __all__ = [
     "KLController",
     "KLTwoWays",
     "NextToken",
+    "PPOStep",
     "Picture",
+    "Pipeline",
     "Shown",
     "clip_or_penalty",
     "clip_or_penalty_panels",
@@ -53,7 +56,11 @@ __all__ = [
     "kl_two_ways_panels",
     "next_token",
     "next_token_panels",
+    "pipeline",
+    "pipeline_alt",
     "png",
+    "ppo_step",
+    "ppo_step_alt",
     "show",
     "tidy",
     "training_run",

@@ -7,6 +7,7 @@ any kind of colour vision can tell apart; line style or marker says it too.
 import base64
 import html
 import io
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -54,15 +55,22 @@ class Shown:
 
 
 def png(figure: Figure, *, colours: int = 16) -> bytes:
-    """The figure as a PNG with a small palette: about 12 KB where 16 million colours take 40."""
+    """The figure as a PNG with a small palette: about 12 KB where 16 million colours take 40.
+
+    The palette is the figure's own commonest colours, no two nearly alike, so that a symbol keeps
+    its colour to the bit.
+    """
     raw, small = io.BytesIO(), io.BytesIO()
     figure.savefig(raw, format="png", dpi=100)
-    image = (
-        Image.open(raw)
-        .convert("RGB")
-        .quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    )
-    image.save(small, format="png", optimize=True)
+    image = Image.open(raw).convert("RGB")
+    palette: list[Any] = []
+    for _, colour in sorted(image.getcolors(image.width * image.height) or [], reverse=True):
+        if len(palette) < colours and all(math.dist(colour, c) > 20 for c in palette):
+            palette.append(colour)
+    swatch = Image.new("P", (1, 1))
+    swatch.putpalette([level for colour in palette for level in colour])
+    quantized = image.quantize(palette=swatch, dither=Image.Dither.NONE)
+    quantized.save(small, format="png", optimize=True)
     return small.getvalue()
 
 
