@@ -348,7 +348,8 @@ class PPOTrainer:
                 bar.set_postfix({name: f"{stats[name]:.3g}" for name in shown}, refresh=False)
                 bar.update()
         if self._log_with is not None:
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:  # end_training would end the processes' group
+                tracker.finish()
         return self.history
 
     # ---- stopping and going on -----------------------------------------------------------------
