@@ -74,29 +74,39 @@ class Grade:
 
 def find_functions(path: Path) -> dict[str, str]:
     """Name of a check -> name in the file (`gae` or `my_gae`), without running the file."""
-    try:
-        body = ast.parse(path.read_text(encoding="utf-8")).body
-    except (SyntaxError, ValueError):
+    body = _parsed(path)
+    if isinstance(body, str):
         return {}
     defined = [n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    assigned = [t for n in body if isinstance(n, ast.Assign) for t in n.targets]
+    defined += [target.id for target in assigned if isinstance(target, ast.Name)]
     names = {name.removeprefix("my_"): name for name in defined}
     return {name: names[name] for name in CHECKS if name in names}
 
 
-def grade(path: Path, *, seed: str = SEED, key: Mapping[str, Any] | None = None) -> Grade:
-    """Grade one file. With a key (see `homework`), its functions are asked for, and no others."""
+def grade(
+    path: Path, *, seed: str = SEED, key: Mapping[str, Any] | None = None, tasks: Sequence[str] = ()
+) -> Grade:
+    """Grade one file.
+
+    The tasks are asked for, or those of a key (see `homework`): each that is missing costs its
+    point. Without both, whatever the file holds is graded.
+    """
     start = time.monotonic()
+    if unknown := [name for name in tasks if name not in CHECKS]:
+        fail("grade", "tasks", f"be among {', '.join(CHECKS)}", ", ".join(unknown))
     found = find_functions(path)
-    asked = list(key["tasks"]) if key else list(found)
+    asked = list(tasks or (key["tasks"] if key else found))
     if not asked:
-        problem = _syntax(path) or f"holds none of {', '.join(CHECKS)}"
+        body = _parsed(path)
+        problem = body if isinstance(body, str) else f"holds none of {', '.join(CHECKS)}"
         return Grade(path, (Result("file", False, problem),), time.monotonic() - start)
     checks = {name: _check(name, key) for name in asked}
     cases = {name: list(checks[name].generate(seed)) for name in asked}
+    body = _parsed(path)
+    problem = body if isinstance(body, str) else "not in the file."
     results = {
-        name: Result(name, False, "not in the file.", finished=False)
-        for name in asked
-        if name not in found
+        name: Result(name, False, problem, finished=False) for name in asked if name not in found
     }
     todo = {name: found[name] for name in asked if name in found}
     for answer in _answers(path, todo, {name: cases[name] for name in todo}):
@@ -106,19 +116,19 @@ def grade(path: Path, *, seed: str = SEED, key: Mapping[str, Any] | None = None)
 
 
 def _check(name: str, key: Mapping[str, Any] | None) -> Check:
-    drawn = key["tasks"][name] if key else []
+    drawn = key["tasks"].get(name) if key else []
     if not key or not drawn:
         return CHECKS[name]
     others = {label: tasks.get(name, []) for label, tasks in key["previous"].items()}
     return variant(CHECKS[name], drawn, others)
 
 
-def _syntax(path: Path) -> str:
+def _parsed(path: Path) -> list[ast.stmt] | str:
+    """The file's statements, without running it; or why it cannot be read."""
     try:
-        ast.parse(path.read_text(encoding="utf-8"), filename=path.name)
-    except (SyntaxError, ValueError) as error:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=path.name).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return f"cannot be read: {type(error).__name__}: {error}"
-    return ""
 
 
 def _verdict(check: Check, cases: Sequence[Case], answer: Mapping[str, Any]) -> Result:
@@ -250,24 +260,34 @@ def _kill(process: "subprocess.Popen[str]") -> None:
 # ---- reports ---------------------------------------------------------------------------------
 
 
+def _names(grades: Sequence[Grade]) -> list[str]:
+    """The files, from the folder that holds them all: two students' files may have one name."""
+    if not grades:
+        return []
+    root = os.path.commonpath([g.file.resolve().parent for g in grades])
+    return [g.file.resolve().relative_to(root).as_posix() for g in grades]
+
+
 def gradescope(grades: Sequence[Grade]) -> dict[str, Any]:
     """The fields that Gradescope reads from results.json; for several files, all their tests."""
-    several = len(grades) > 1
+    names = _names(grades)
     return {
         "score": sum(g.score for g in grades),
         "execution_time": round(sum(g.seconds for g in grades), 3),
-        "output": "\n".join(f"{g.file.name}: {g.score} of {len(g.results)}" for g in grades),
+        "output": "\n".join(
+            f"{name}: {g.score} of {len(g.results)}" for name, g in zip(names, grades, strict=True)
+        ),
         "visibility": "visible",
         "tests": [
             {
-                "name": f"{g.file.stem}: {r.name}" if several else r.name,
+                "name": f"{name}: {r.name}" if len(grades) > 1 else r.name,
                 "score": int(r.passed),
                 "max_score": 1,
                 "status": "passed" if r.passed else "failed",
                 "output": str(r),
                 "visibility": "visible",
             }
-            for g in grades
+            for name, g in zip(names, grades, strict=True)
             for r in g.results
         ],
     }
@@ -276,9 +296,9 @@ def gradescope(grades: Sequence[Grade]) -> dict[str, Any]:
 def junit(grades: Sequence[Grade]) -> str:
     """The same as JUnit's XML, one suite a file."""
     root = ElementTree.Element("testsuites")
-    for g in grades:
+    for name, g in zip(_names(grades), grades, strict=True):
         suite = ElementTree.SubElement(
-            root, "testsuite", name=g.file.name, tests=str(len(g.results)),
+            root, "testsuite", name=name, tests=str(len(g.results)),
             failures=str(len(g.results) - g.score), time=f"{g.seconds:.3f}",
         )  # fmt: skip
         for r in g.results:
@@ -291,7 +311,10 @@ def junit(grades: Sequence[Grade]) -> str:
 def summary(grades: Sequence[Grade]) -> str:
     """How often each mistake was made."""
     counts = Counter(f"{r.name}: {r.mistake}" for g in grades for r in g.results if r.mistake)
-    lines = [f"{g.file.name:24} {g.score} of {len(g.results)}" for g in grades]
+    lines = [
+        f"{name:24} {g.score} of {len(g.results)}"
+        for name, g in zip(_names(grades), grades, strict=True)
+    ]
     lines += [f"{n} of {len(grades)}: {text}" for text, n in sorted(counts.items(), key=_often)]
     return "\n".join(lines)
 
@@ -305,6 +328,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="minippo grade", description=__doc__)
     parser.add_argument("path", type=Path, help="a file of functions, or a folder of such files")
     parser.add_argument("--key", type=Path, help="key.json of `minippo homework`")
+    parser.add_argument("--tasks", nargs="+", default=[], help="the functions asked for")
     parser.add_argument("--seed", default=SEED, help="of the hidden inputs")
     parser.add_argument("--summary", action="store_true", help="count the mistakes of a folder")
     parser.add_argument("--json", type=Path, help="write results.json as Gradescope reads it")
@@ -313,12 +337,17 @@ def main(arguments: Sequence[str]) -> int:
     if not options.path.exists():
         fail("grade", "path", "be a file or a folder", options.path)
     folder = options.path.is_dir()
-    files = sorted(options.path.rglob("*.py")) if folder else [options.path]
+    found = sorted(options.path.rglob("*.py")) if folder else [options.path]
+    files = [path for path in found if path.is_file()]
     if not files:
         fail("grade", "path", "hold a .py file", options.path)
     key = json.loads(options.key.read_text(encoding="utf-8")) if options.key else None
+
+    def graded(path: Path) -> Grade:
+        return grade(path, seed=options.seed, key=key, tasks=options.tasks)
+
     with ThreadPoolExecutor(max_workers=2) as pool:
-        grades = list(pool.map(lambda f: grade(f, seed=options.seed, key=key), files))
+        grades = list(pool.map(graded, files))
     for g in grades if not options.summary else []:
         print(g, g.details(), sep="\n\n" if g.details() else "")
     if options.summary:

@@ -2,7 +2,8 @@
 
 It reads the work from stdin as JSON, calls the student's functions and writes what they did, as
 plain numbers, one line a function. It knows neither what is right nor the seed. minippo is the
-answer key, so the functions that were asked for are taken out of it before the file is imported.
+answer key: while a function of the student is called, minippo's own version of it raises an error.
+The others work, since a right `ppo_update` may well call minippo's `ppo_loss`.
 """
 
 import importlib
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from minippo.checks import CHECKS
 from minippo.checks._cases import Case
@@ -41,6 +42,7 @@ def main() -> None:
     for name, attribute in work["functions"].items():
         cases = [Case(**case) for case in work["cases"][name]]
         _say(results, {"starting": name})
+        _asked[:] = [name]
         _say(results, _seen(checks[name], getattr(module, attribute, None), cases))
 
 
@@ -80,9 +82,14 @@ def _limit(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
+_asked: list[str] = []  # the function that is called now
+
+
 def _take_out(name: str, answer: Callable[..., Any]) -> None:
-    def asked_for(*_: object, **__: object) -> NoReturn:
-        raise RuntimeError(f"minippo.{name}: this is the function you were asked to write.")
+    def asked_for(*args: Any, **keywords: Any) -> Any:
+        if name in _asked:
+            raise RuntimeError(f"minippo.{name}: this is the function you were asked to write.")
+        return answer(*args, **keywords)
 
     for module in [m for n, m in sys.modules.items() if n.split(".")[0] == "minippo"]:
         for key, value in list(vars(module).items()):

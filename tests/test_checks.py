@@ -250,6 +250,26 @@ def test_not_implemented_is_unfinished():
     assert not checks.gae(mine).finished
 
 
+def test_an_operation_that_torch_lacks_is_an_error_and_not_a_stub():
+    result = checks.masked_mean(lambda x, mask: (mask & x).sum())
+    assert result.finished
+    assert "not implemented for 'Float'" in str(result)
+
+
+def test_gradients_are_asked_for_whatever_the_notebook_has_switched_off():
+    with torch.no_grad():
+        assert checks.kl_k1(minippo.kl_k1).passed
+        assert not checks.kl_k1(torch.no_grad()(minippo.kl_k1)).passed
+
+
+def test_an_exit_is_an_error():
+    assert "SystemExit" in str(checks.kl_k1(lambda p, q: sys.exit()))
+
+
+def test_a_function_of_torch_can_be_checked():
+    assert checks.kl_k1(torch.sub).passed
+
+
 def test_a_controller_whose_update_is_a_stub_is_unfinished():
     class Mine:
         def __init__(self, coef, *, target):
@@ -363,13 +383,26 @@ def test_a_gradient_that_must_not_be_is_found():
     ("thing", "says"),
     [
         (3, "A function is needed; a int came"),
-        (lambda a, b: a, "It is called with (rewards, values"),
+        (lambda a, b: a, "It is called with (rewards, values, mask, gamma, lam), but"),
     ],
 )
 def test_what_cannot_be_called_is_said(thing, says):
     result = checks.gae(thing)
     assert not result.passed
     assert says in str(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("AdaptiveKL", "called with (coef, target, horizon), but too many positional"),
+        ("combined_loss", "called with (policy_loss, value_loss, entropy, kl, c1, c2, c3), but"),
+        ("ppo_loss", "called with (policy, batch, advantages, returns, config, kl_loss_coef), but"),
+        ("ppo_update", "called with (policy, optimizer, rollout, config), but too many"),
+    ],
+)
+def test_what_takes_other_arguments_is_told_which(name, says):
+    assert says in str(CHECKS[name](lambda: None))
 
 
 def test_the_smallest_case_is_shown():

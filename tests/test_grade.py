@@ -88,6 +88,7 @@ def test_a_hostile_file_costs_its_own_points_alone(tmp_path, monkeypatch):
     ("text", "says"),
     [
         ("def kl_k1(:", "SyntaxError"),
+        ("x = " + "-" * 100_000 + "1", "cannot be read"),
         ("x = 3", "holds none of token_log_probs"),
         ("import nothing_here\ndef kl_k1(p, q): return p - q", "No module named 'nothing_here'"),
         ("import sys\nsys.exit(0)\ndef kl_k1(p, q): return p - q", "SystemExit"),
@@ -108,6 +109,52 @@ def test_a_folder_counts_the_named_mistakes(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "2 of 3: kl_k1: sign turned" in out
     assert "c.py                     1 of 1" in out
+
+
+def test_two_students_whose_files_have_one_name_are_told_apart(tmp_path, capsys):
+    for student, sign in (("ada", ""), ("bob", "-")):
+        (tmp_path / student).mkdir()
+        written(tmp_path / student, "my_ppo.py", f"def kl_k1(p, q): return {sign}(p - q)")
+    (tmp_path / "folder.py").mkdir()
+    options = ["--summary", f"--json={tmp_path / 'r.json'}", f"--junit={tmp_path / 'r.xml'}"]
+    assert main(["grade", str(tmp_path), *options]) == 1
+    out = capsys.readouterr().out
+    assert "ada/my_ppo.py            1 of 1" in out
+    assert "bob/my_ppo.py            0 of 1" in out
+    tests = json.loads((tmp_path / "r.json").read_text())["tests"]
+    assert [t["name"] for t in tests] == ["ada/my_ppo.py: kl_k1", "bob/my_ppo.py: kl_k1"]
+    suites = ElementTree.parse(tmp_path / "r.xml").getroot()
+    assert [s.get("name") for s in suites] == ["ada/my_ppo.py", "bob/my_ppo.py"]
+
+
+def test_what_was_asked_for_and_is_missing_costs_its_point(tmp_path, capsys):
+    path = written(tmp_path, "right.py", RIGHT)
+    assert main(["grade", str(path), "--tasks", "kl_k1", "kl_k3"]) == 1
+    out = capsys.readouterr().out
+    assert "right.py: 1 of 2 points" in out
+    assert "0  kl_k3  not in the file." in out
+    assert main(["grade", str(path), "--tasks", "kl_k9"]) == 1
+    assert "tasks must be among token_log_probs" in capsys.readouterr().err
+    broken = grade.grade(written(tmp_path, "broken.py", "def kl_k1(:"), tasks=["kl_k1"])
+    assert "cannot be read: SyntaxError" in str(broken)
+
+
+def test_a_function_may_be_assigned(tmp_path):
+    text = "import torch\nkl_k1 = torch.sub\nmy_kl_k2 = lambda p, q: (p - q).square() / 2"
+    assert grade.grade(written(tmp_path, "short.py", text)).score == 2
+
+
+def test_other_functions_of_minippo_work_while_one_is_graded(tmp_path):
+    """Right functions may call minippo's, also those that the file holds a version of."""
+    text = """
+import minippo
+def entropy(logits, *, temperature=1.0): return minippo.entropy(logits, temperature=temperature)
+def masked_mean(x, mask): return x
+def entropy_bonus(logits, mask): return minippo.masked_mean(minippo.entropy(logits), mask)
+"""
+    got = grade.grade(written(tmp_path, "whole.py", text))
+    assert [r.name for r in got.results if r.passed] == ["entropy_bonus"]
+    assert "minippo.entropy: this is the function" in str(got.results[0])
 
 
 def test_the_worker_is_told_neither_the_seed_nor_what_is_right(tmp_path):

@@ -27,7 +27,11 @@ WRONG = {
         9,
     ),
     "hw2": (
-        {"torch.minimum(ratio": "torch.maximum(ratio", "return error\n": "return error / 2\n"},
+        {
+            "torch.minimum(ratio": "torch.maximum(ratio",
+            "error = (values - returns) ** 2": "error = (values - returns) ** 2 / 2",
+            "(clipped - returns) ** 2": "(clipped - returns) ** 2 / 2",
+        },
         9,
     ),
     "hw3": (
@@ -46,6 +50,13 @@ WRONG = {
         },
         6,
     ),
+}
+# What the checks then call it.
+MISTAKES = {
+    "hw1": ["token_log_probs: not yet: minippo's own", "masked_mean: not yet: padding in the sum"],
+    "hw2": ["clipped_surrogate: not yet: maximum instead", "value_loss: not yet: minippo's own"],
+    "hw3": ["AdaptiveKL: not yet: minippo's own convention", "kl_k3: not yet"],
+    "hw4": ["ppo_update: not yet: returns from whitened advantages"],
 }
 TOTAL = {"hw1": 18, "hw2": 18, "hw3": 21, "hw4": 16}  # and 6 for hw4's write-up, given by hand
 
@@ -130,13 +141,42 @@ def test_it_is_released_and_graded(name, tmp_path):
         scores = {s.student.id: s.code_score for s in book.assignment_submissions(name)}
     assert scores == {"right": TOTAL[name], "wrong": WRONG[name][1], "unfinished": 0}
 
-    # What the student saw is what the grader says.
-    graded = load(tmp_path / "autograded" / "right" / name / f"{name}.ipynb")
-    shown = [
-        "".join(o.get("data", {}).get("text/plain", ""))
-        for c in graded["cells"] for o in c.get("outputs", [])
-    ]  # fmt: skip
-    assert [text for text in shown if "not yet" in text or "not finished" in text] == []
+    # What the student saw is what the grader says, and it names the mistakes.
+    for student in scores:
+        graded = load(tmp_path / "autograded" / student / name / f"{name}.ipynb")
+        seen, given = local_verdicts(graded), hidden_verdicts(graded)
+        assert seen.keys() <= given.keys()
+        assert seen == {task: given[task] for task in seen}, student
+        shown = "\n".join(texts(graded))
+        for mistake in MISTAKES[name] if student == "wrong" else []:
+            assert mistake in shown
+        assert ("not finished yet" in shown) == (student == "unfinished")
+
+
+def texts(notebook: dict) -> list[str]:
+    return ["\n".join(map(text, c["outputs"])) for c in notebook["cells"] if "outputs" in c]
+
+
+def text(output: dict) -> str:
+    return "".join(output.get("data", {}).get("text/plain", output.get("text", "")))
+
+
+def local_verdicts(notebook: dict) -> dict[str, bool]:
+    """Function -> did its check, which the student sees, pass?"""
+    found = [re.match(r"(\w+): (passed|not )", shown) for shown in texts(notebook)]
+    return {m[1]: m[2] == "passed" for m in found if m}
+
+
+def hidden_verdicts(notebook: dict) -> dict[str, bool]:
+    """Function -> did its hidden tests run through?"""
+    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    graded = [c for c in cells if c["metadata"].get("nbgrader", {}).get("grade")]
+    return {
+        c["metadata"]["nbgrader"]["grade_id"].removeprefix("test-"): not any(
+            o["output_type"] == "error" for o in c["outputs"]
+        )
+        for c in graded
+    }
 
 
 def test_the_guide_names_what_exists():

@@ -138,7 +138,10 @@ class Check:
 
     def left_out(self, function: Function) -> list[str]:
         """Optional keywords that the function does not take."""
-        parameters = inspect.signature(function).parameters
+        signature = _signature(function)
+        if signature is None:
+            return list(self.optional)
+        parameters = signature.parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return []
         return [name for name in self.optional if name not in parameters]
@@ -147,17 +150,33 @@ class Check:
         """Why the function cannot even be called; "" if it can."""
         if not callable(function):
             return f"not yet. A function is needed; a {type(function).__name__} came."
-        if self.call is not None:
+        signature = _signature(function)
+        if signature is None:
             return ""
-        left_out = self.left_out(function)
-        case = next(iter(self.generate(SEED, left_out)))
+        names = list(inspect.signature(self.reference).parameters)
+        called = list[str]()
+
+        def listen(*args: Any, **keywords: Any) -> None:
+            called.extend([*names[: len(args)], *keywords])
+            signature.bind(*args, **keywords)
+            raise StopIteration  # that it takes these is all that was asked
+
+        case = next(iter(self.generate(SEED, self.left_out(function))))
         try:
-            signature = inspect.signature(function)
-            self._called(signature.bind, case.inputs)
+            self._called(listen, case.tensors())
         except TypeError as error:
-            wanted = ", ".join(inspect.signature(self.reference).parameters)
-            return f"not yet. It is called with ({wanted}), but {error}."
+            return f"not yet. It is called with ({', '.join(called)}), but {error}."
+        except StopIteration:
+            pass
         return ""
+
+
+def _signature(function: Function) -> inspect.Signature | None:
+    """What it can be called with; None where nobody knows, as of torch's own functions."""
+    try:
+        return inspect.signature(function)
+    except ValueError:
+        return None
 
 
 def _keywords(function: Function) -> list[str]:

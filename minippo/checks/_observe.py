@@ -51,6 +51,7 @@ def plain_call(function: Call, inputs: dict[str, Any], keywords: Sequence[str]) 
     return function(*args, **{name: inputs[name] for name in keywords if name in inputs})
 
 
+@torch.enable_grad()  # whatever the notebook has switched off
 def observe(call: Call, case: Case, slopes: Sequence[str]) -> Observation:
     """Run `call(inputs)` on a case and look at everything that could have happened."""
     inputs = case.tensors()
@@ -64,9 +65,9 @@ def observe(call: Call, case: Case, slopes: Sequence[str]) -> Observation:
         if value is None or value is ...:
             return Observation("unfinished")
         seen = _measure(value, leaves)
-    except NotImplementedError:
-        return Observation("unfinished")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, NotImplementedError) and _is_a_stub(error):
+            return Observation("unfinished")
         seen = Observation("raised", message=at_their_line(error))
     seen.changed = [k for k, x in before.items() if not _same(inputs[k].detach(), x)]
     seen.touched = [k for k, x in _random_states().items() if x != states[k]]
@@ -91,6 +92,12 @@ def _measure(value: Any, leaves: dict[str, Tensor]) -> Observation:
             for name, grad in zip(leaves, grads, strict=True)
         }
     return seen
+
+
+def _is_a_stub(error: NotImplementedError) -> bool:
+    """Was it raised on purpose? torch raises the same for a dtype that it cannot handle."""
+    line = traceback.extract_tb(error.__traceback__)[-1].line
+    return not line or "raise" in line.split()
 
 
 def _described(value: Any) -> str:

@@ -45,6 +45,12 @@ LEAK = Misconception(
         source="verl's seq-mean-token-sum",
         convention="Divide the sum over the real tokens by the number of rows.",
     ),
+    Misconception(
+        "padding in the sum",
+        "The sum ran over every slot, though it was divided by the number of real tokens.",
+        "How many numbers were added, and by how many was the sum divided?",
+        "Whatever a model wrote into padding moves the mean.",
+    ),
     LEAK,
     Misconception(
         "mask turned round",
@@ -59,6 +65,7 @@ def masked_mean(flags: frozenset[str], x: Tensor, mask: Tensor) -> Tensor:
     x = _wide(x, flags)
     mask = ~mask if "mask turned round" in flags else mask
     kept = x * mask if LEAK.name in flags else where(mask, x, 0.0)
+    kept = x if "padding in the sum" in flags else kept
     count: Tensor | int = mask.sum()
     if "padding counted" in flags:
         count = mask.numel()
