@@ -110,7 +110,9 @@ def test_it_is_released_and_graded(name, tmp_path):
     )
     from nbgrader.api import Gradebook
 
-    shutil.copytree(HOMEWORK, tmp_path, dirs_exist_ok=True)
+    # A teacher's own release, submissions and gradebook may lie beside the sources.
+    shutil.copytree(HOMEWORK / "source", tmp_path / "source")
+    shutil.copy(HOMEWORK / "nbgrader_config.py", tmp_path)
     nbgrader(tmp_path, "generate_assignment", name, "--create")
     source = load(tmp_path / "source" / name / f"{name}.ipynb")
     released = load(tmp_path / "release" / name / f"{name}.ipynb")
