@@ -1,7 +1,8 @@
-"""Make everything in this folder from seeds: python data/build.py world [--out DIR].
+"""Make everything in this folder from seeds: python data/build.py world|runs [--out DIR].
 
-Texts, tokenizer, the three tiny GPT-2s, the manifest (sizes, sha256, versions, figures) and the
-figures of the data card; how long it took is among them. Needs no network and no GPU.
+world: texts, tokenizer, the three tiny GPT-2s, the manifest (sizes, sha256, versions, figures) and
+the figures of the data card; how long it took is among them. runs: recorded PPO runs, one file a
+run; a run whose file is there is not made again: delete it first. Needs no network and no GPU.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,14 @@ from transformers import (
 
 import minippo
 from minippo import sequence_log_prob, token_log_probs, world
-from minippo.data import sha256, write_jsonl
-from minippo.models import PolicyWithValue, RewardModel, load_policy, load_reward_model
+from minippo.cli import DEMO, STEPS
+from minippo.data import load_prompts, sha256, write_jsonl
+from minippo.models import PolicyWithValue, RewardModel, frozen_copy, load_policy, load_reward_model
+from minippo.record import Recorder
 from minippo.reward_model import preference_accuracy, train_reward_model
-from minippo.rollout import Responses, encode, evaluate, respond, score_with
+from minippo.rollout import Responses, encode, evaluate, load_score, respond, score_with
 from minippo.sft import FitConfig, train_sft
+from minippo.trainer import PPOTrainer
 
 HERE = Path(__file__).parent
 EOS = "<|endoftext|>"
@@ -48,17 +53,23 @@ SEEDS = {"base": 1, "demonstrations": 2, "pairs": 3, "held out": 4, "models": 5}
 N_BASE, N_HELD_OUT = 150_000, 2_000
 N_DEMONSTRATIONS, DEMONSTRATION_EPOCHS = 4_000, 3
 N_PAIRS, N_HELD_OUT_PAIRS = 20_000, 4_000
+RECORDED_PROMPTS = world.PROMPTS_HELD_OUT[::8]
+RUNS = {  # name -> configuration, steps, steps between two records of the responses
+    "healthy": (DEMO, STEPS, 1),
+    "no-kl": (replace(DEMO, kl_coef=0.0, total_steps=None), 60, 3),
+    "high-lr": (replace(DEMO, learning_rate=1e-2), STEPS, 1),
+}
 Figures = dict[str, Any]
 
 
 def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["world"])
+    parser.add_argument("what", choices=["world", "runs"])
     parser.add_argument("--out", type=Path, default=HERE, help="the folder to write to")
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    build_world(out)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    {"world": build_world, "runs": build_runs}[options.what](options.out)
 
 
 def build_world(out: Path) -> None:
@@ -145,6 +156,30 @@ def build_world(out: Path) -> None:
     if out == HERE:
         write_card(figures)
     say("done")
+
+
+def build_runs(out: Path) -> None:
+    """The recorded runs that are not there yet; then the manifest lists them."""
+    for name in RUNS:
+        if not (out / "runs" / f"{name}.json").exists():
+            record_run(name, out / "runs" / f"{name}.json")
+    update_manifest(out)
+
+
+def record_run(name: str, path: Path) -> None:
+    """PPO on the shipped world with a configuration of `RUNS`, recorded."""
+    config, n_steps, every = RUNS[name]
+    policy, tokenizer = load_policy("tiny-gpt2-sft")
+    score = load_score("tiny-gpt2-reward", tokenizer)
+    unfinished = path.with_suffix(".part")
+    recorder = Recorder(unfinished, RECORDED_PROMPTS, every=every)
+    trainer = PPOTrainer(
+        policy, frozen_copy(policy), score, tokenizer, config, callbacks=[recorder]
+    )
+    recorder.record(trainer)
+    trainer.train(load_prompts("prompts-train"), n_steps)
+    unfinished.rename(path)
+    print(name, f"{path.stat().st_size:,} bytes", flush=True)
 
 
 # ---- making ------------------------------------------------------------------------------------
@@ -330,13 +365,8 @@ def best_gold(n: int = 4096) -> Figures:
 
 def write_manifest(out: Path, figures: Figures) -> None:
     """manifest.json: what each file must be, and what was measured when it was made."""
-    parts = ("*.jsonl", "tiny-gpt2-*/*")
-    files = sorted(f for part in parts for f in out.glob(part) if f.is_file())
     manifest = {
-        "files": {
-            f.relative_to(out).as_posix(): {"bytes": f.stat().st_size, "sha256": sha256(f)}
-            for f in files
-        },
+        "files": list_files(out),
         "seeds": SEEDS,
         "versions": {
             "python": platform.python_version(),
@@ -347,6 +377,22 @@ def write_manifest(out: Path, figures: Figures) -> None:
         "figures": figures,
     }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def update_manifest(out: Path) -> None:
+    """manifest.json with the files as they are now; the world's figures stay."""
+    manifest = json.loads((out / "manifest.json").read_text()) | {"files": list_files(out)}
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def list_files(out: Path) -> Figures:
+    """Size and sha256 of each shipped file."""
+    parts = ("*.jsonl", "tiny-gpt2-*/*", "runs/*.json")
+    files = sorted(f for part in parts for f in out.glob(part) if f.is_file())
+    return {
+        f.relative_to(out).as_posix(): {"bytes": f.stat().st_size, "sha256": sha256(f)}
+        for f in files
+    }
 
 
 def write_card(figures: Figures) -> None:

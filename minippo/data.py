@@ -13,6 +13,7 @@ _PACKAGE = Path(__file__).parent
 DATA = next((p for p in (_PACKAGE / "_data", _PACKAGE.parent / "data") if p.is_dir()), _PACKAGE)
 SHIPPED_MODELS = ("tiny-gpt2-base", "tiny-gpt2-sft", "tiny-gpt2-reward")
 SHIPPED_TEXTS = ("prompts-train", "prompts-held-out", "demonstrations", "preferences")
+SHIPPED_RUNS = ("healthy", "no-kl", "high-lr")
 
 
 def sha256(path: Path) -> str:
@@ -21,14 +22,17 @@ def sha256(path: Path) -> str:
 
 
 def shipped(name: str) -> Path:
-    """The path of a shipped model folder or text file, after checking each file's sha256.
+    """The path of a shipped model folder, text or run, after checking each file's sha256.
 
     Raises:
         ValueError: the name is not shipped, or a file is missing or differs from the manifest.
     """
-    if name not in SHIPPED_MODELS + SHIPPED_TEXTS:
-        fail("shipped", "name", f"be one of {', '.join(SHIPPED_MODELS + SHIPPED_TEXTS)}", name)
-    path = DATA / name if name in SHIPPED_MODELS else DATA / f"{name}.jsonl"
+    places = {model: DATA / model for model in SHIPPED_MODELS}
+    places |= {text: DATA / f"{text}.jsonl" for text in SHIPPED_TEXTS}
+    places |= {run: DATA / "runs" / f"{run}.json" for run in SHIPPED_RUNS}
+    if name not in places:
+        fail("shipped", "name", f"be one of {', '.join(places)}", name)
+    path = places[name]
     recorded = json.loads((DATA / "manifest.json").read_text())["files"]
     files = {f: r for f, r in recorded.items() if (DATA / f).is_relative_to(path)}
     for file, record in files.items():

@@ -104,8 +104,9 @@ def test_the_manifest_lists_every_shipped_file_with_its_size():
     files = json.loads((DATA / "manifest.json").read_text())["files"]
     there = {
         f.relative_to(DATA).as_posix(): f.stat().st_size
-        for pattern in ("*.jsonl", "tiny-gpt2-*/*")
+        for pattern in ("*.jsonl", "tiny-gpt2-*/*", "runs/*")
         for f in DATA.glob(pattern)
     }
     assert {name: record["bytes"] for name, record in files.items()} == there
     assert sum(there.values()) < 15_000_000
+    assert sum(size for name, size in there.items() if name.startswith("runs/")) < 3_000_000
