@@ -64,7 +64,8 @@ def png(figure: Figure, *, colours: int = 16) -> bytes:
     figure.savefig(raw, format="png", dpi=100)
     image = Image.open(raw).convert("RGB")
     palette: list[Any] = []
-    for _, colour in sorted(image.getcolors(image.width * image.height) or [], reverse=True):
+    found: list[tuple[int, Any]] = image.getcolors(image.width * image.height) or []
+    for _, colour in sorted(found, reverse=True):
         if len(palette) < colours and all(math.dist(colour, c) > 20 for c in palette):
             palette.append(colour)
     swatch = Image.new("P", (1, 1))
