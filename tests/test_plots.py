@@ -4,6 +4,7 @@ import importlib
 import io
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -358,6 +359,329 @@ def test_the_alternative_text_names_what_is_lit():
     assert plots.pipeline_alt().count(". ") == len(plots.Pipeline.BOXES)
 
 
+# ---- token microscope ------------------------------------------------------------------------
+
+
+def a_record(step, prompt, tokens, **numbers):
+    zeros = dict.fromkeys(("ratio", "advantage", "kl", "entropy"), [0.0] * len(tokens))
+    return {"step": step, "prompt": prompt, "tokens": tokens, "score": step / 4} | zeros | numbers
+
+
+RECORDS = [
+    a_record(4, "P?", [" so", " good", "<|endoftext|>"], ratio=[1.0, 1.5, 0.5]),
+    a_record(0, "P?", ["\n"], kl=[-0.25], entropy=[0.5], ratio=[1.0]),
+    a_record(4, "Q?", [" t"] * 11, advantage=[0.1 * i - 0.5 for i in range(11)], ratio=[1.0] * 11),
+]
+
+
+def cells(axes):
+    """(word, number) of each cell that is not empty, and the mesh's values."""
+    texts = [text.get_text() for text in axes.texts]
+    n = len(texts) // 2
+    pairs = [(w, x) for w, x in zip(texts[:n], texts[n:], strict=True) if w or x]
+    return pairs, np.ma.filled(axes.collections[0].get_array(), np.nan).flatten()
+
+
+@pytest.mark.parametrize("quantity", ["ratio", "advantage", "kl", "entropy"])
+@pytest.mark.parametrize("record", RECORDS, ids=str)
+def test_a_cell_holds_its_token_its_number_and_its_colour(record, quantity):
+    picture = plots.TokenMicroscope(RECORDS)
+    sentence = picture.move(prompt=record["prompt"], step=record["step"], quantity=quantity)
+    pairs, heat = cells(picture.figure.axes[0])
+    written = {"<|endoftext|>": "EOS", "\n": "\\n"}
+    sign = "+" if quantity in ("advantage", "kl") else ""
+    shown = [format(x, f"{sign}.2f") for x in record[quantity]]
+    words = [written.get(token, token.strip()) for token in record["tokens"]]
+    assert pairs == list(zip(words, shown, strict=True))
+    neutral = 1.0 if quantity == "ratio" else 0.0
+    n = len(words)
+    far = np.array(record[quantity]) - neutral
+    assert np.sign(heat[:n]).tolist() == np.sign(far).tolist()
+    if np.abs(far).max() > 0:
+        assert heat[:n] / np.abs(heat[:n]).max() == pytest.approx(far / np.abs(far).max())
+    assert np.isnan(heat[n:]).all()
+    assert f"Step {record['step']}, {quantity} of {n} tokens" in sentence
+    low = record[quantity].index(min(record[quantity]))
+    assert f"from {shown[low]} at token {low + 1} ({words[low]})" in sentence
+    assert f"to {max(record[quantity]):{sign}.2f} at token" in sentence
+    assert f"score {record['step'] / 4:.2f}; prompt: '{record['prompt']}'." in sentence
+
+
+@pytest.mark.parametrize(("asked", "shown"), [(None, 4), (9, 4), (4, 4), (3, 0), (0, 0), (-1, 0)])
+def test_between_two_records_the_earlier_is_shown(asked, shown):
+    assert f"Step {shown}," in plots.TokenMicroscope(RECORDS).move(step=asked)
+
+
+def test_one_colour_scale_serves_all_steps():
+    records = [a_record(i, "P?", [" a"], entropy=[x]) for i, x in enumerate((1.0, 4.0))]
+    picture, heat = plots.TokenMicroscope(records), []
+    for step in (0, 1):
+        picture.move(step=step, quantity="entropy")
+        heat.append(cells(picture.figure.axes[0])[1][0])
+    assert heat[1] == pytest.approx(4 * heat[0])
+
+
+def test_the_panels_show_the_first_and_the_last_response_of_the_prompt():
+    first, last = plots.token_microscope_panels(RECORDS).axes
+    assert cells(first)[0] == [("\\n", "1.00")]
+    assert [word for word, _ in cells(last)[0]] == ["so", "good", "EOS"]
+    titles = [a.get_title(loc="left") for a in (first, last)]
+    assert [title.split(",")[0] for title in titles] == ["step 0", "step 4"]
+
+
+@pytest.mark.parametrize(
+    ("records", "settings", "says"),
+    [
+        ([], {}, "records must hold at least one record"),
+        ([{"step": 1}], {}, r"records\[0\] must hold step, .* got no prompt, tokens"),
+        ([a_record(0, "P?", [])], {}, "at least one token"),
+        ([a_record(0, "P?", [" a"], kl=[])], {}, r"records\[0\]\['kl'\] must be 1 finite numbers"),
+        ([a_record(0, "P?", [" a"], kl=[math.nan])], {}, "finite"),
+        (RECORDS, {"quantity": "reward"}, "quantity must be one of ratio, advantage, kl, entropy"),
+        (RECORDS, {"prompt": "X"}, r"prompt must be one of \['P\?', 'Q\?'\], got 'X'"),
+    ],
+)
+def test_records_that_cannot_be_drawn_are_refused(records, settings, says):
+    with pytest.raises(ValueError, match=says):
+        plots.token_microscope(records, **settings)
+
+
+def long_records():
+    """The course's responses have 20 to 40 tokens."""
+    draw = np.random.default_rng(0).normal(size=(2, 4, 30)).round(3).tolist()
+    names = ("ratio", "advantage", "kl", "entropy")
+    text = (
+        "The waiter was help ful and the soup taste d fine . Our friends love d it , but the bill"
+    )
+    tokens = [*[f" {word}" for word in text.split() * 2][:29], "<|endoftext|>"]
+    numbers = [dict(zip(names, rows, strict=True)) for rows in draw]
+    return [a_record(i, "P?", tokens, **row) for i, row in enumerate(numbers)]
+
+
+# ---- whole runs ------------------------------------------------------------------------------
+
+FIRST = {"score": 0.5, "kl": 0.0, "entropy": 1.2, "clip_fraction": 0.1, "value_loss": 0.7,
+         "explained_variance": 0.0, "response_length": 26.0}  # fmt: skip
+# The lowest and the highest healthy value for a run that begins like this, worked by hand.
+BANDS = {"score": (0.5, math.inf), "kl": (-0.5, 25), "entropy": (0.4, 1.8),
+         "clip_fraction": (0, 0.3), "value_loss": (0, 1.4), "explained_variance": (-0.1, 1),
+         "response_length": (13, 39)}  # fmt: skip
+
+
+def a_run(**last):
+    """Ten steps that stay where they began, but for what the last three are."""
+    steps = [{"step": float(i + 1)} | FIRST for i in range(10)]
+    return [stats | (last if i >= 7 else {}) for i, stats in enumerate(steps)]
+
+
+def test_a_run_is_drawn_as_it_was_on_its_bands():
+    history = [stats | {"score": 0.5 + i} for i, stats in enumerate(a_run())]
+    axes = [a for a in plots.training_run(history).axes if a.axison]
+    assert len(axes) == len(BANDS)
+    for name, panel in zip(BANDS, axes, strict=True):
+        x, y = panel.lines[0].get_data()
+        assert list(x) == list(range(1, 11))
+        assert list(y) == [stats[name] for stats in history]
+        band, (low, high) = panel.patches[0], BANDS[name]
+        assert band.get_y() == pytest.approx(low)
+        above = band.get_y() + band.get_height()
+        top = panel.get_ylim()[1]
+        assert above == pytest.approx(high) if math.isfinite(high) else above >= top
+
+
+@pytest.mark.parametrize("name", BANDS)
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_curve_that_leaves_its_band_is_named_with_the_edge(name, side):
+    edge = BANDS[name][side]
+    if name == "score" and side == 1:
+        return  # no score is too high by itself
+    for beyond in (False, True):
+        outwards = 0.02 if beyond == (side == 1) else -0.02
+        sentence = plots.health(a_run(**{name: edge + outwards}))
+        if beyond:
+            word = ("below", "above")[side]
+            assert f"{edge + outwards:.2f} is {word} {edge:.2f} (" in sentence
+            assert "; " not in sentence  # and no other curve
+        else:
+            assert sentence == "Step 10, mean of 3 steps: all 7 curves are in their healthy bands."
+
+
+def test_every_way_out_of_a_band_that_can_happen_has_its_meaning():
+    curves = importlib.import_module("minippo.plots.runs").CURVES
+    assert list(curves) == list(BANDS)
+    impossible = {("clip_fraction", 0), ("value_loss", 0), ("explained_variance", 1), ("score", 1)}
+    for name, curve in curves.items():
+        for side, says in enumerate((curve.below, curve.above)):
+            assert bool(says) == ((name, side) not in impossible)
+
+
+def test_health_is_judged_by_three_steps_up_to_the_one_asked_for():
+    history = a_run(kl=90.0)
+    assert "7 curves" in plots.health(history, step=7)
+    assert "KL to reference 30.00 is above" in plots.health(history, step=8)
+    assert "KL to reference 90.00 is above" in plots.health(history, step=10)
+    assert plots.health(history, step=1).startswith("Step 1, mean of 1 step: all")
+    assert plots.health(history, step=2).startswith("Step 2, mean of 2 steps: all")
+
+
+@pytest.mark.parametrize("step", range(1, 11))
+def test_the_cursor_stands_on_the_curves_and_says_their_values(step):
+    history = [stats | {"score": 0.5 + i} for i, stats in enumerate(a_run(kl=90.0))]
+    picture = plots.TrainingRun(history)
+    sentence = picture.move(step=step)
+    for name, panel in zip(BANDS, [a for a in picture.figure.axes if a.axison], strict=True):
+        assert list(panel.lines[1].get_xdata()) == [step, step]
+        assert [list(x) for x in panel.lines[2].get_data()] == [[step], [history[step - 1][name]]]
+    assert sentence.startswith(f"score {step - 0.5:.2f}, KL to reference {90 * (step > 7):.2f}, ")
+    assert sentence.endswith(plots.health(history, step=step))
+
+
+def a_long_run(size=1.0):
+    """Thirty steps of noise, as a run has."""
+    noise = size * np.random.default_rng(0).normal(size=(30, len(FIRST))).round(3)
+    return [
+        {"step": i + 1}
+        | {name: FIRST[name] + 0.1 * float(x) for name, x in zip(FIRST, row, strict=True)}
+        for i, row in enumerate(noise)
+    ]
+
+
+def test_panels_of_runs_share_their_axes():
+    figure = plots.training_run_panels({"good": a_run(), "bad": a_run(kl=90.0)})
+    assert len(figure.axes) == 2 * len(BANDS)
+    assert [a.get_title() for a in figure.axes[:2]] == ["good", "bad"]
+    good, bad = figure.axes[2:4]
+    assert good.get_ylim() == bad.get_ylim()
+    assert list(bad.lines[0].get_ydata()) == [0.0] * 7 + [90.0] * 3
+    assert good.get_ylim()[1] > 90
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: plots.training_run([]), "history must hold at least one step"),
+        (lambda: plots.training_run([{"step": 1, "score": 0.0}]), "a step without kl, entropy"),
+        (lambda: plots.health(a_run(), step=11), "step must be a step of the run, 1 to 10, got 11"),
+        (lambda: plots.training_run_panels({}), "runs must hold at least one run"),
+        (lambda: plots.training_run_panels({"a": []}), "run 'a': history must"),
+    ],
+)
+def test_a_run_that_cannot_be_drawn_is_refused(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_the_trainers_statistics_are_those_that_are_drawn():
+    """Every curve is a name that the trainer writes."""
+    source = (Path(plots.__file__).parents[1] / "trainer.py").read_text()
+    source += (Path(plots.__file__).parents[1] / "ppo.py").read_text()
+    assert [name for name in BANDS if f'"{name}": ' not in source] == []
+
+
+# ---- over-optimisation and the frontier ------------------------------------------------------
+
+KL, PROXY, GOLD = [8.0, 0.0, 2.0, 20.0], [2.0, 0.0, 1.0, 3.0], [0.5, 0.0, 0.75, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("kl", "proxy", "gold"),
+    [(0, 0, 0), (1, 0.5, 0.375), (2, 1, 0.75), (5, 1.5, 0.625), (14, 2.5, 0.0), (20, 3, -0.5)],
+)
+def test_the_cursor_reads_both_rewards_and_their_gap(kl, proxy, gold):
+    picture = plots.OverOptimisation(KL, PROXY, GOLD)
+    sentence = picture.move(kl=float(kl))
+    assert sentence == (
+        f"At {kl:.1f} nats: proxy {proxy:.2f}, gold {gold:.2f}, gap {proxy - gold:+.2f}; gold is "
+        "highest, 0.75, at 2.0 nats."
+    )
+    curves = {line.get_label(): line.get_data() for line in picture.figure.axes[0].lines}
+    x, y = curves["proxy (what is paid)"]
+    assert (list(x), list(y)) == ([0, 2, 8, 20], [0, 1, 2, 3])
+    assert list(curves["gold (what is meant)"][1]) == [0, 0.75, 0.5, -0.5]
+    gap, dot, square = picture.figure.axes[0].lines[2:]
+    assert gap.get_ydata() == pytest.approx([gold, proxy])
+    assert [*dot.get_xdata(), *dot.get_ydata()] == pytest.approx([kl, proxy])
+    assert [*square.get_xdata(), *square.get_ydata()] == pytest.approx([kl, gold])
+
+
+def test_over_optimisation_stands_by_itself_where_gold_is_highest():
+    figure = plots.over_optimisation(KL, PROXY, GOLD)
+    assert list(figure.axes[0].lines[-1].get_xdata()) == [2.0]
+    panels = plots.over_optimisation_panels({"a": (KL, PROXY, GOLD), "b": (KL, PROXY, PROXY)})
+    assert [a.get_title() for a in panels.axes] == ["a", "b"]
+    assert [a.lines[-1].get_xdata()[0] for a in panels.axes] == [2.0, 20.0]
+
+
+METHODS = {
+    "PPO": [[(6.0, 1.0), (8.0, 2.0)], [(1.0, 0.5), (3.0, 0.7)]],  # settings in any order
+    "DPO": [[(4.0, 0.9)]],
+}
+
+
+def test_the_frontier_shows_means_and_ranges_over_seeds():
+    axes = plots.frontier(METHODS).axes[0]
+    ppo = axes.containers[0]
+    assert [x.tolist() for x in ppo.lines[0].get_data()] == [[2.0, 7.0], pytest.approx([0.6, 1.5])]
+    across, up = (bars.get_segments() for bars in ppo.lines[2])
+    assert np.array(across)[:, :, 0].tolist() == [[1, 3], [6, 8]]
+    assert np.array(up)[:, :, 1] == pytest.approx(np.array([[0.5, 0.7], [1, 2]]))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["PPO", "DPO"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "says", "ringed"),
+    [
+        (1.0, "Within 1.0 nats: PPO has nothing; DPO has nothing.", []),
+        (2.0, "Within 2.0 nats: PPO reaches 0.60 (0.50 to 0.70, 2 seeds); DPO has nothing.", [2]),
+        (
+            4.0,
+            "Within 4.0 nats: DPO reaches 0.90 (0.90 to 0.90, 1 seed); PPO reaches 0.60 (0.50 to "
+            "0.70, 2 seeds).",
+            [2, 4],
+        ),
+        (
+            None,
+            "With any KL: PPO reaches 1.50 (1.00 to 2.00, 2 seeds); DPO reaches 0.90 (0.90 to "
+            "0.90, 1 seed).",
+            [7, 4],
+        ),
+    ],
+)
+def test_within_a_budget_of_kl_the_best_setting_of_each_is_ringed(budget, says, ringed):
+    picture = plots.Frontier(METHODS)
+    assert picture.move(budget=budget) == says
+    budget_line, rings = picture._moving
+    assert list(rings.get_xdata()) == ringed
+    assert budget_line.get_visible() == (budget is not None)
+    assert picture.span == (2.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: plots.over_optimisation([1.0], [1.0], [1.0]), "kl must be two or more finite"),
+        (lambda: plots.over_optimisation(KL, PROXY, GOLD[1:]), "gold must be .* as many as kl"),
+        (lambda: plots.over_optimisation(KL, [math.nan] * 4, GOLD), "proxy must be .* finite"),
+        (lambda: plots.OverOptimisation(KL, PROXY, GOLD).move(kl=21.0), r"lie in \[0, 20\]"),
+        (lambda: plots.over_optimisation_panels({}), "at least one run"),
+        (lambda: plots.frontier({}), "methods must be 1 to 8 methods, got 0"),
+        (lambda: plots.frontier({key: [[(1, 1)]] for key in "abcdefghi"}), "1 to 8 methods, got 9"),
+        (lambda: plots.frontier({"a": []}), r"methods\['a'\] must hold at least one setting"),
+        (lambda: plots.frontier({"a": [[]]}), "one for each seed"),
+        (lambda: plots.frontier({"a": [[(1.0, math.inf)]]}), "one finite"),
+    ],
+)
+def test_points_that_cannot_be_drawn_are_refused(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_no_two_methods_share_colour_marker_or_neighbouring_line():
+    looks = importlib.import_module("minippo.plots.rewards").LOOKS
+    assert len({colour for colour, _, _ in looks}) == len({m for _, m, _ in looks}) == 8
+    assert all(a[2] != b[2] for a, b in itertools.pairwise(looks))
+
+
 # ---- every picture ---------------------------------------------------------------------------
 
 FIGURES = {
@@ -375,6 +699,17 @@ FIGURES = {
     "combined_loss_panels": plots.combined_loss_panels,
     "kl_controller": plots.kl_controller,
     "kl_controller_panels": plots.kl_controller_panels,
+    "token_microscope": lambda: plots.token_microscope(long_records()),
+    "token_microscope_panels": lambda: plots.token_microscope_panels(long_records()),
+    "training_run": lambda: plots.training_run(a_long_run(), title="a run"),
+    "training_run_panels": lambda: plots.training_run_panels(
+        {"good": a_long_run(), "bad": a_long_run(20.0)}
+    ),
+    "over_optimisation": lambda: plots.over_optimisation(KL, PROXY, GOLD),
+    "over_optimisation_panels": lambda: plots.over_optimisation_panels(
+        {"few pairs": (KL, PROXY, GOLD), "many": (KL, PROXY, PROXY)}
+    ),
+    "frontier": lambda: plots.frontier(METHODS),
     "pipeline": lambda: plots.pipeline("stage 3"),
     "ppo_step": lambda: plots.ppo_step("credit"),
 }

@@ -26,7 +26,15 @@ from minippo.plots.distributions import (
     next_token,
     next_token_panels,
 )
-from minippo.plots.runs import training_run
+from minippo.plots.microscope import TokenMicroscope, token_microscope, token_microscope_panels
+from minippo.plots.rewards import (
+    Frontier,
+    OverOptimisation,
+    frontier,
+    over_optimisation,
+    over_optimisation_panels,
+)
+from minippo.plots.runs import TrainingRun, health, training_run, training_run_panels
 
 __all__ = [
     "COLOURS",
@@ -35,13 +43,17 @@ __all__ = [
     "Clipping",
     "CombinedLoss",
     "Credit",
+    "Frontier",
     "KLController",
     "KLTwoWays",
     "NextToken",
+    "OverOptimisation",
     "PPOStep",
     "Picture",
     "Pipeline",
     "Shown",
+    "TokenMicroscope",
+    "TrainingRun",
     "clip_or_penalty",
     "clip_or_penalty_panels",
     "clipping",
@@ -50,12 +62,16 @@ __all__ = [
     "combined_loss_panels",
     "credit",
     "credit_panels",
+    "frontier",
+    "health",
     "kl_controller",
     "kl_controller_panels",
     "kl_two_ways",
     "kl_two_ways_panels",
     "next_token",
     "next_token_panels",
+    "over_optimisation",
+    "over_optimisation_panels",
     "pipeline",
     "pipeline_alt",
     "png",
@@ -63,5 +79,8 @@ __all__ = [
     "ppo_step_alt",
     "show",
     "tidy",
+    "token_microscope",
+    "token_microscope_panels",
     "training_run",
+    "training_run_panels",
 ]

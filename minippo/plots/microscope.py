@@ -1,0 +1,183 @@
+"""A picture of one response through the iterations, token by token."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+
+from minippo._validate import fail
+from minippo.plots._base import Picture
+from minippo.plots.credit import HEAT
+
+Record = Mapping[str, Any]
+# Where each quantity is neither high nor low, and how it is written.
+QUANTITIES = {
+    "ratio": (1.0, "{:.2f}"),
+    "advantage": (0.0, "{:+.2f}"),
+    "kl": (0.0, "{:+.2f}"),
+    "entropy": (0.0, "{:.2f}"),
+}
+UNITS = {"kl": " in nats", "entropy": " in nats"}
+ACROSS, LETTERS = 10, 11  # cells in a line, letters in a cell
+
+
+class TokenMicroscope(Picture):
+    """The tokens of a response, each with its number, and coloured by it."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        """`records`: as `record.Recorder` makes them, in any order.
+
+        Each is a mapping with "step", "prompt", "tokens" (strings), "score", and for each token
+        "ratio", "advantage", "kl" (nats) and "entropy" (nats).
+        """
+        _check("TokenMicroscope", records)
+        self._records = sorted(records, key=lambda record: record["step"])
+        self.prompts = list(dict.fromkeys(record["prompt"] for record in records))
+        self.steps = sorted({record["step"] for record in records})
+        self._tops = {name: _top(records, name) for name in QUANTITIES}
+        lines = math.ceil(max(len(record["tokens"]) for record in records) / ACROSS)
+        figure = Figure(figsize=(9, 0.4 + 0.5 * lines), layout="constrained")
+        self._strip = _Strip(figure.subplots(), lines)
+        super().__init__(figure, self._strip.artists)
+
+    def move(
+        self, *, prompt: str | None = None, step: int | None = None, quantity: str = "ratio"
+    ) -> str:
+        """Show the latest record of a prompt (the first) at or before a step (the last)."""
+        record = self.record(prompt, step)
+        self.draw(self._strip, record, quantity)
+        numbers, tokens = record[quantity], [_written(token) for token in record["tokens"]]
+        shown = QUANTITIES[quantity][1].format
+        low, high = int(np.argmin(numbers)), int(np.argmax(numbers))
+        return (
+            f"Step {record['step']}, {quantity} of {len(tokens)} tokens{UNITS.get(quantity, '')}: "
+            f"mean {shown(float(np.mean(numbers)))}, from {shown(numbers[low])} at token {low + 1} "
+            f"({tokens[low]}) to {shown(numbers[high])} at token {high + 1} ({tokens[high]}); "
+            f"score {record['score']:.2f}; prompt: {record['prompt']!r}."
+        )
+
+    def record(self, prompt: str | None, step: int | None) -> Record:
+        """The latest record of a prompt at or before a step; its first, where none is so early."""
+        prompt = self.prompts[0] if prompt is None else prompt
+        if prompt not in self.prompts:
+            fail("TokenMicroscope", "prompt", f"be one of {self.prompts}", repr(prompt))
+        own = [record for record in self._records if record["prompt"] == prompt]
+        return [own[0], *(r for r in own if step is None or r["step"] <= step)][-1]
+
+    def draw(self, strip: "_Strip", record: Record, quantity: str) -> None:
+        """Write a record's tokens into a strip."""
+        if quantity not in QUANTITIES:
+            fail("TokenMicroscope", "quantity", f"be one of {', '.join(QUANTITIES)}", quantity)
+        tokens = [_written(token) for token in record["tokens"]]
+        strip.write(tokens, record[quantity], quantity, self._tops[quantity])
+        strip.title.set_text(
+            f"step {record['step']}, score {record['score']:.2f}: {quantity}"
+            f"{UNITS.get(quantity, '')}, after {_cut(record['prompt'], 50)!r}"
+        )
+
+
+class _Strip:
+    """Cells in lines, as many as fit: a word, its number, and the number's colour."""
+
+    def __init__(self, axes: Any, lines: int) -> None:
+        self._size = (lines, ACROSS)
+        axes.set(xlim=(0, ACROSS), ylim=(lines, 0))
+        axes.axis("off")
+        self.title = axes.set_title(" ", loc="left", fontsize=10.5)
+        mesh: dict[str, Any] = {"cmap": HEAT, "vmin": -1, "vmax": 1, "edgecolors": "white", "lw": 3}
+        self._mesh = axes.pcolormesh(
+            np.arange(ACROSS + 1), np.arange(lines + 1), np.zeros(self._size), **mesh
+        )
+        places = [(i % ACROSS + 0.5, i // ACROSS) for i in range(lines * ACROSS)]
+        middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "zorder": 3}
+        self.words = [axes.text(x, y + 0.31, "", **middle) for x, y in places]
+        self.numbers = [axes.text(x, y + 0.7, "", **middle) for x, y in places]
+        self.artists: list[Artist] = [self.title, self._mesh, *self.words, *self.numbers]
+
+    def write(
+        self, tokens: Sequence[str], numbers: Sequence[float], quantity: str, top: float
+    ) -> None:
+        """`top`: the distance from neutral at which the colour is darkest."""
+        neutral, shape = QUANTITIES[quantity]
+        heat = np.full(len(self.words), np.nan)  # nothing is drawn where there is no token
+        heat[: len(numbers)] = (np.array(numbers) - neutral) / top
+        self._mesh.set_array(heat.reshape(self._size))
+        for i, (word, number) in enumerate(zip(self.words, self.numbers, strict=True)):
+            there = i < len(tokens)
+            colour = "white" if there and abs(heat[i]) > 5 / 9 else "black"
+            word.set(text=_cut(tokens[i], LETTERS) if there else "", color=colour)
+            number.set(text=shape.format(numbers[i]) if there else "", color=colour)
+
+
+def token_microscope(
+    records: Sequence[Record],
+    *,
+    prompt: str | None = None,
+    step: int | None = None,
+    quantity: str = "ratio",
+) -> Figure:
+    """One response at one step, each token coloured by its ratio, advantage, KL or entropy.
+
+    `records` as in `TokenMicroscope`; without more, the first prompt at the last step. A quantity
+    has one colour scale for all records; palest is 1 for a ratio and 0 for the others. What to
+    see: a few tokens carry most of the advantage and of the KL; the entropy sits where there is a
+    choice to make.
+    """
+    picture = TokenMicroscope(records)
+    picture.move(prompt=prompt, step=step, quantity=quantity)
+    return picture.figure
+
+
+def token_microscope_panels(
+    records: Sequence[Record],
+    *,
+    prompt: str | None = None,
+    steps: Sequence[int] | None = None,
+    quantity: str = "ratio",
+) -> Figure:
+    """The answers to one prompt at several steps (the first and the last), one below the other.
+
+    What to see: where the text changed, and whether the quantity had announced it.
+    """
+    picture = TokenMicroscope(records)
+    steps = (picture.steps[0], picture.steps[-1]) if steps is None else steps
+    shown = [picture.record(prompt, step) for step in steps]
+    lines = [math.ceil(len(record["tokens"]) / ACROSS) for record in shown]
+    figure = Figure(figsize=(9, 0.5 * sum(lines) + 0.4 * len(lines)), layout="constrained")
+    grid = figure.subplots(len(shown), 1, squeeze=False, height_ratios=lines)
+    for axes, record, n in zip(grid[:, 0], shown, lines, strict=True):
+        picture.draw(_Strip(axes, n), record, quantity)
+    return figure
+
+
+def _top(records: Sequence[Record], name: str) -> float:
+    """How far from neutral the darkest colour is: all but one token in twenty lie within it."""
+    far = [abs(x - QUANTITIES[name][0]) for record in records for x in record[name]]
+    return max(float(np.quantile(far, 0.95)), 1e-3)
+
+
+def _written(token: str) -> str:
+    return "EOS" if token == "<|endoftext|>" else token.strip() or repr(token)[1:-1] or "''"
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _check(caller: str, records: Sequence[Record]) -> None:
+    if not records:
+        fail(caller, "records", "hold at least one record", "none")
+    for i, record in enumerate(records):
+        wanted = ("step", "prompt", "tokens", "score", *QUANTITIES)
+        if missing := [key for key in wanted if key not in record]:
+            fail(caller, f"records[{i}]", f"hold {', '.join(wanted)}", f"no {', '.join(missing)}")
+        if not record["tokens"]:
+            fail(caller, f"records[{i}]['tokens']", "hold at least one token", "none")
+        for name in QUANTITIES:
+            came, n = record[name], len(record["tokens"])
+            if len(came) != n or not all(math.isfinite(x) for x in came):
+                must = f"be {n} finite numbers, one for each token"
+                fail(caller, f"records[{i}][{name!r}]", must, list(came))
