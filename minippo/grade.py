@@ -31,6 +31,7 @@ from minippo.checks._variant import variant
 
 START = 60.0  # seconds until a file is imported
 EACH = 20.0  # seconds for one function
+MOST = 2**24  # characters that a file may send back; an honest one sends a fortieth
 SEED = "grading"
 
 
@@ -134,7 +135,7 @@ def _parsed(path: Path) -> list[ast.stmt] | str:
 def _verdict(check: Check, cases: Sequence[Case], answer: Mapping[str, Any]) -> Result:
     """Judge what the other process has seen. It may have been tampered with: trust no shape."""
     if "problem" in answer:
-        return Result(check.name, False, str(answer["problem"]))
+        return Result(check.name, False, str(answer["problem"])[:2000])
     try:
         left_out = [name for name in check.optional if name in answer["left_out"]]
         asked = [c for c in cases if not any(name in c.inputs for name in left_out)]
@@ -142,8 +143,8 @@ def _verdict(check: Check, cases: Sequence[Case], answer: Mapping[str, Any]) -> 
         if len(seen) != len(asked):
             raise ValueError("another number of cases")
         return check.judge(asked, seen, left_out)
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        return Result(check.name, False, f"not yet. What came back cannot be read: {error}.")
+    except Exception as error:
+        return Result(check.name, False, f"not yet. What came back cannot be read: {error!r:.200}.")
 
 
 # ---- the other process -----------------------------------------------------------------------
@@ -189,7 +190,7 @@ def _run(
         process = subprocess.Popen(
             [sys.executable, "-m", "minippo.worker"], cwd=folder, env=_environment(),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, start_new_session=True,
+            text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         lines: queue.Queue[str] = queue.Queue()
         threads = [
@@ -199,29 +200,31 @@ def _run(
         for thread in threads:
             thread.start()
         try:
-            yield from _messages(lines)
+            yield from _messages(lines, seconds)
         finally:
             _kill(process)
             for thread in threads:
                 thread.join(5.0)
 
 
-def _messages(lines: "queue.Queue[str]") -> Iterator[dict[str, Any]]:
-    wait = START
+def _messages(lines: "queue.Queue[str]", seconds: float) -> Iterator[dict[str, Any]]:
+    start = time.monotonic()
+    end, until = start + seconds, start + START
     while True:
         try:
-            line = lines.get(timeout=wait)
+            line = lines.get(timeout=max(0.0, min(end, until) - time.monotonic()))
         except queue.Empty:
             return
         if not line:
             return
         try:
             message = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(message, dict):
-            yield message
-            wait = EACH
+        except (ValueError, RecursionError):
+            return  # the pipe is the worker's own: somebody meddles with it
+        if not isinstance(message, dict):
+            return
+        yield message
+        until = time.monotonic() + EACH
 
 
 def _feed(process: "subprocess.Popen[str]", work: str) -> None:
@@ -235,8 +238,10 @@ def _feed(process: "subprocess.Popen[str]", work: str) -> None:
 
 def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
     assert process.stdout is not None
+    left = MOST
     with process.stdout as pipe:
-        for line in pipe:
+        while left > 0 and (line := pipe.readline(left)):
+            left -= len(line)
             lines.put(line)
     lines.put("")
 

@@ -101,6 +101,63 @@ def test_a_file_that_cannot_be_imported_fails_with_the_reason(tmp_path, text, sa
     assert says in "\n".join(map(str, got.results))
 
 
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        (b"x", 1_000_000),
+        (b"x\n", 100_000),
+        (b"\xff\xfe\n", 1000),
+        (b"[", 1_000_000),
+        (b"[" * 5000 + b"\n", 10),
+        (b'{"starting": "kl_k1"}\n', 1000),
+        (b'{"name": "kl_k1", "left_out": [], "seen": [{"kind": "value"}]}\n', 1),
+    ],
+)
+def test_a_file_that_floods_the_pipe_ends_and_fails(tmp_path, monkeypatch, text, times):
+    monkeypatch.setattr(grade, "EACH", 4.0)
+    program = """
+import os
+def kl_k1(p, q):
+    while True:
+        for fd in range(3, 30):
+            try: os.write(fd, TEXT)
+            except OSError: pass
+"""
+    path = written(tmp_path, "flood.py", program.replace("TEXT", f"{text!r} * {times}"))
+    assert not grade.grade(path).passed
+
+
+@pytest.mark.parametrize(
+    ("patch", "function"),
+    [
+        ("torch.equal = torch.allclose = torch.isclose = lambda *a, **k: True", "0 * p"),
+        ("torch.Tensor.tolist = lambda x: []", "p - q"),
+        ("torch.tensor = None", "p - q"),
+        ("torch.autograd.grad = lambda *a, **k: [None]", "p - q"),
+        ("import builtins, json; json.dumps = lambda x: '{'", "p - q"),
+        ("import sys; sys.modules['minippo.checks'] = None", "q - p"),
+    ],
+)
+def test_a_file_that_patches_what_it_runs_in_fails_and_no_more(
+    tmp_path, monkeypatch, patch, function
+):
+    monkeypatch.setattr(grade, "EACH", 4.0)
+    text = f"import torch\n{patch}\ndef kl_k1(p, q): return {function}"
+    assert not grade.grade(written(tmp_path, "patch.py", text)).passed
+
+
+def test_what_came_back_may_be_of_any_shape():
+    check = grade.CHECKS["kl_k1"]
+    cases = list(check.generate("a"))
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (deep, 10**400, "x", {"a": 1}, [[None]], [[10**400]], [["1"]], [[float("nan")]]):
+        seen = [{"kind": "value", "value": value, "dtype": "float32"}] * len(cases)
+        answer = {"name": "kl_k1", "left_out": [], "seen": seen}
+        assert not grade._verdict(check, cases, answer).passed
+
+
 def test_a_folder_counts_the_named_mistakes(tmp_path, capsys):
     written(tmp_path, "a.py", "def kl_k1(p, q): return q - p")
     written(tmp_path, "b.py", "def kl_k1(p, q): return -(p - q)")
