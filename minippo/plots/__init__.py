@@ -27,6 +27,7 @@ from minippo.plots.distributions import (
     next_token_panels,
 )
 from minippo.plots.microscope import TokenMicroscope, token_microscope, token_microscope_panels
+from minippo.plots.replay import Replay, replay, replay_panels
 from minippo.plots.rewards import (
     Frontier,
     OverOptimisation,
@@ -51,6 +52,7 @@ __all__ = [
     "PPOStep",
     "Picture",
     "Pipeline",
+    "Replay",
     "Shown",
     "TokenMicroscope",
     "TrainingRun",
@@ -77,6 +79,8 @@ __all__ = [
     "png",
     "ppo_step",
     "ppo_step_alt",
+    "replay",
+    "replay_panels",
     "show",
     "tidy",
     "token_microscope",

@@ -10,11 +10,13 @@ import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
 COLOURS = {
@@ -124,3 +126,13 @@ def tidy(axes: Any, *, x: str = "", y: str = "") -> None:
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def drawable(text: str) -> str:
+    """What a model wrote, with a mark where the font has no sign: matplotlib would warn of it."""
+    return "".join(sign if ord(sign) in _signs() else "\ufffd" for sign in text)
+
+
+@cache
+def _signs() -> set[int]:
+    return set(get_font(findfont("DejaVu Sans")).get_charmap())

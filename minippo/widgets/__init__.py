@@ -17,6 +17,7 @@ from minippo.widgets.explorers import (
     kl_two_ways,
     next_token,
 )
+from minippo.widgets.replay import replay
 
 __all__ = [
     "EXPLORERS",
@@ -34,4 +35,5 @@ __all__ = [
     "kl_controller",
     "kl_two_ways",
     "next_token",
+    "replay",
 ]
