@@ -368,7 +368,7 @@ def a_record(step, prompt, tokens, **numbers):
 
 
 RECORDS = [
-    a_record(4, "P?", [" so", " good", "<|endoftext|>"], ratio=[1.0, 1.5, 0.5]),
+    a_record(4, "P?", [" so", " good", "<|endoftext|>"], ratio=[1.0, 1.5, 0.5], kl=[1, -0.001, 2]),
     a_record(0, "P?", ["\n"], kl=[-0.25], entropy=[0.5], ratio=[1.0]),
     a_record(4, "Q?", [" t"] * 11, advantage=[0.1 * i - 0.5 for i in range(11)], ratio=[1.0] * 11),
 ]
@@ -390,7 +390,7 @@ def test_a_cell_holds_its_token_its_number_and_its_colour(record, quantity):
     pairs, heat = cells(picture.figure.axes[0])
     written = {"<|endoftext|>": "EOS", "\n": "\\n"}
     sign = "+" if quantity in ("advantage", "kl") else ""
-    shown = [format(x, f"{sign}.2f") for x in record[quantity]]
+    shown = [format(x, f"{sign}.2f").replace("-0.00", "+0.00") for x in record[quantity]]
     words = [written.get(token, token.strip()) for token in record["tokens"]]
     assert pairs == list(zip(words, shown, strict=True))
     neutral = 1.0 if quantity == "ratio" else 0.0
@@ -400,7 +400,8 @@ def test_a_cell_holds_its_token_its_number_and_its_colour(record, quantity):
     if np.abs(far).max() > 0:
         assert heat[:n] / np.abs(heat[:n]).max() == pytest.approx(far / np.abs(far).max())
     assert np.isnan(heat[n:]).all()
-    assert f"Step {record['step']}, {quantity} of {n} tokens" in sentence
+    name = {"kl": "KL in nats", "entropy": "entropy in nats"}.get(quantity, quantity)
+    assert f"Step {record['step']}, {name}, {n} tokens: mean" in sentence
     low = record[quantity].index(min(record[quantity]))
     assert f"from {shown[low]} at token {low + 1} ({words[low]})" in sentence
     assert f"to {max(record[quantity]):{sign}.2f} at token" in sentence
@@ -751,14 +752,26 @@ def test_nothing_is_left_open_in_pyplot():
     assert pyplot.get_fignums() == []
 
 
-def test_the_quick_redraw_is_the_slow_one():
-    picture = plots.Clipping()
-    picture.move(epsilon=0.4, ratio=0.5)
+@pytest.mark.parametrize(
+    ("make", "first", "then"),
+    [
+        (plots.Clipping, {"epsilon": 0.4, "ratio": 0.5}, {"advantage": -1.0, "ratio": 1.7}),
+        (lambda: plots.TrainingRun(a_long_run()), {"step": 30}, {"step": 2}),
+        (lambda: plots.TokenMicroscope(RECORDS), {"step": 4}, {"step": 0, "quantity": "kl"}),
+        (lambda: plots.OverOptimisation(KL, PROXY, GOLD), {"kl": 20.0}, {"kl": 1.0}),
+        (lambda: plots.Frontier(METHODS), {"budget": 2.0}, {"budget": 6.0}),
+        (plots.Pipeline, {"lit": "stage 3"}, {"lit": "sft"}),
+        (plots.PPOStep, {"lit": "learn"}, {"lit": ["kl", "ratio"]}),
+    ],
+)
+def test_the_quick_redraw_is_the_slow_one(make, first, then):
+    picture = make()
+    picture.move(**first)
     picture.png()
-    picture.move(epsilon=0.1, advantage=-1.0, ratio=1.7)
+    picture.move(**then)
     quick = np.asarray(Image.open(io.BytesIO(picture.png())), int)
-    fresh = plots.Clipping()
-    fresh.move(epsilon=0.1, advantage=-1.0, ratio=1.7)
+    fresh = make()
+    fresh.move(**then)
     slow = io.BytesIO()
     fresh.figure.savefig(slow, format="png", dpi=100)
     whole = np.asarray(Image.open(slow).convert("RGB"), int)

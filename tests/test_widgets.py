@@ -21,6 +21,32 @@ REWARDS = torch.tensor([-0.02, 0.01, -0.05, 1.0])
 VALUES = torch.tensor([0.3, 0.2, 0.6, 0.7])
 
 
+def a_run():
+    """Twelve steps whose curves all move."""
+    names = "score kl entropy clip_fraction value_loss explained_variance response_length".split()
+    return [{"step": i + 1} | dict.fromkeys(names, 1.0 + 0.1 * i) for i in range(12)]
+
+
+def some_records():
+    """Two prompts at three steps, the last with a response of one token."""
+    made = []
+    for step, prompt in itertools.product((0, 2, 5), ("How was it?", "And the film?")):
+        n = 1 if step == 5 else 12 + step
+        numbers = [0.1 * i + step for i in range(n)]
+        each = dict.fromkeys(("ratio", "advantage", "kl", "entropy"), numbers)
+        made.append({"step": step, "prompt": prompt, "tokens": [" a"] * n, "score": 0.5} | each)
+    return made
+
+
+# What explorers are given that need more than their settings.
+INPUTS = {
+    "training_run": (a_run(),),
+    "token_microscope": (some_records(),),
+    "over_optimisation": ([0.003, 2.0, 8.0, 20.0], [0.0, 1.0, 2.0, 3.0], [0.0, 0.75, 0.5, -0.5]),
+    "frontier": ({"PPO": [[(1, 0.5), (3, 0.7)], [(6, 1), (8, 2)]], "DPO": [[(4, 0.9)]]},),
+}
+
+
 def make(name):
     """An explorer, with a small model's worth of logits where it needs some."""
     if name == "next_token":
@@ -28,7 +54,7 @@ def make(name):
         return widgets.next_token(logits, [f"w{i}" for i in range(20)])
     if name == "credit":
         return widgets.credit(["It", "was", "good", "."], REWARDS, VALUES)
-    return EXPLORERS[name]()
+    return EXPLORERS[name](*INPUTS.get(name, ()))
 
 
 def grid(control):
@@ -53,6 +79,18 @@ def test_every_place_of_every_control_redraws_and_says_so(name):
             assert sentence in html.unescape(explorer.text.value)
             seen.add((sentence, explorer.image.value))
         assert len(seen) == len(grid(control))  # no dead place
+
+
+@pytest.mark.parametrize("kl", [0.003, 1.0, 20.0])
+def test_the_sliders_of_kl_reach_both_ends(kl):
+    explorer = widgets.over_optimisation([0.0, kl], [0.0, 1.0], [0.0, 1.0])
+    places = grid(explorer.controls["kl"])
+    assert places == sorted(set(places))
+    assert places[0] == 0
+    assert abs(places[-1] - kl) < 0.01
+    assert explorer.move(kl=places[-1]).startswith(f"At {places[-1]:.1f} nats: proxy 1.00, gold 1")
+    budgets = grid(widgets.frontier(*INPUTS["frontier"]).controls["budget"])
+    assert (budgets[0], budgets[-1], len(budgets)) == (2.0, 7.0, 41)
 
 
 @each_explorer

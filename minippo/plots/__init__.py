@@ -26,25 +26,33 @@ from minippo.plots.distributions import (
     next_token,
     next_token_panels,
 )
-from minippo.plots.microscope import TokenMicroscope, token_microscope, token_microscope_panels
+from minippo.plots.microscope import (
+    QUANTITIES,
+    TokenMicroscope,
+    token_microscope,
+    token_microscope_panels,
+)
 from minippo.plots.replay import Replay, replay, replay_panels
 from minippo.plots.rewards import (
     Frontier,
     OverOptimisation,
+    Points,
     frontier,
     over_optimisation,
     over_optimisation_panels,
 )
-from minippo.plots.runs import TrainingRun, health, training_run, training_run_panels
+from minippo.plots.runs import History, TrainingRun, health, training_run, training_run_panels
 
 __all__ = [
     "COLOURS",
+    "QUANTITIES",
     "STYLES",
     "ClipOrPenalty",
     "Clipping",
     "CombinedLoss",
     "Credit",
     "Frontier",
+    "History",
     "KLController",
     "KLTwoWays",
     "NextToken",
@@ -52,6 +60,7 @@ __all__ = [
     "PPOStep",
     "Picture",
     "Pipeline",
+    "Points",
     "Replay",
     "Shown",
     "TokenMicroscope",

@@ -20,7 +20,7 @@ QUANTITIES = {
     "kl": (0.0, "{:+.2f}"),
     "entropy": (0.0, "{:.2f}"),
 }
-UNITS = {"kl": " in nats", "entropy": " in nats"}
+NAMES = {"kl": "KL in nats", "entropy": "entropy in nats"}
 ACROSS, LETTERS = 10, 11  # cells in a line, letters in a cell
 
 
@@ -50,12 +50,13 @@ class TokenMicroscope(Picture):
         record = self.record(prompt, step)
         self.draw(self._strip, record, quantity)
         numbers, tokens = record[quantity], [_written(token) for token in record["tokens"]]
-        shown = QUANTITIES[quantity][1].format
+        shown = [_number(x, quantity) for x in numbers]
         low, high = int(np.argmin(numbers)), int(np.argmax(numbers))
+        mean = _number(float(np.mean(numbers)), quantity)
         return (
-            f"Step {record['step']}, {quantity} of {len(tokens)} tokens{UNITS.get(quantity, '')}: "
-            f"mean {shown(float(np.mean(numbers)))}, from {shown(numbers[low])} at token {low + 1} "
-            f"({tokens[low]}) to {shown(numbers[high])} at token {high + 1} ({tokens[high]}); "
+            f"Step {record['step']}, {NAMES.get(quantity, quantity)}, {len(tokens)} tokens: "
+            f"mean {mean}, from {shown[low]} at token {low + 1} "
+            f"({tokens[low]}) to {shown[high]} at token {high + 1} ({tokens[high]}); "
             f"score {record['score']:.2f}; prompt: {record['prompt']!r}."
         )
 
@@ -74,8 +75,8 @@ class TokenMicroscope(Picture):
         tokens = [_written(token) for token in record["tokens"]]
         strip.write(tokens, record[quantity], quantity, self._tops[quantity])
         strip.title.set_text(
-            f"step {record['step']}, score {record['score']:.2f}: {quantity}"
-            f"{UNITS.get(quantity, '')}, after {_cut(record['prompt'], 50)!r}"
+            f"step {record['step']}, score {record['score']:.2f}: "
+            f"{NAMES.get(quantity, quantity)}, after {_cut(record['prompt'], 50)!r}"
         )
 
 
@@ -101,7 +102,7 @@ class _Strip:
         self, tokens: Sequence[str], numbers: Sequence[float], quantity: str, top: float
     ) -> None:
         """`top`: the distance from neutral at which the colour is darkest."""
-        neutral, shape = QUANTITIES[quantity]
+        neutral, _ = QUANTITIES[quantity]
         heat = np.full(len(self.words), np.nan)  # nothing is drawn where there is no token
         heat[: len(numbers)] = (np.array(numbers) - neutral) / top
         self._mesh.set_array(heat.reshape(self._size))
@@ -109,7 +110,7 @@ class _Strip:
             there = i < len(tokens)
             colour = "white" if there and abs(heat[i]) > 5 / 9 else "black"
             word.set(text=_cut(tokens[i], LETTERS) if there else "", color=colour)
-            number.set(text=shape.format(numbers[i]) if there else "", color=colour)
+            number.set(text=_number(numbers[i], quantity) if there else "", color=colour)
 
 
 def token_microscope(
@@ -157,6 +158,10 @@ def _top(records: Sequence[Record], name: str) -> float:
     """How far from neutral the darkest colour is: all but one token in twenty lie within it."""
     far = [abs(x - QUANTITIES[name][0]) for record in records for x in record[name]]
     return max(float(np.quantile(far, 0.95)), 1e-3)
+
+
+def _number(x: float, quantity: str) -> str:
+    return QUANTITIES[quantity][1].format(round(x, 2) + 0.0)  # never -0.00
 
 
 def _written(token: str) -> str:

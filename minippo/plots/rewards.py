@@ -51,7 +51,7 @@ class OverOptimisation(Picture):
         best = int(self._gold.argmax())
         at = float(self._kl[best]) if kl is None else kl
         low, high = self.span
-        if not low - 1e-9 <= at <= high + 1e-9:
+        if not low - 0.01 <= at <= high + 0.01:  # a slider rounds
             fail("OverOptimisation", "kl", f"lie in [{low:g}, {high:g}]", kl)
         proxy, gold = (float(np.interp(at, self._kl, y)) for y in (self._proxy, self._gold))
         self._gap.set_data([at, at], [gold, proxy])

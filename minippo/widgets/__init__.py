@@ -13,9 +13,15 @@ from minippo.widgets.explorers import (
     clipping,
     combined_loss,
     credit,
+    frontier,
     kl_controller,
     kl_two_ways,
     next_token,
+    over_optimisation,
+    pipeline,
+    ppo_step,
+    token_microscope,
+    training_run,
 )
 from minippo.widgets.replay import replay
 
@@ -32,8 +38,14 @@ __all__ = [
     "compare",
     "compare_panels",
     "credit",
+    "frontier",
     "kl_controller",
     "kl_two_ways",
     "next_token",
+    "over_optimisation",
+    "pipeline",
+    "ppo_step",
     "replay",
+    "token_microscope",
+    "training_run",
 ]

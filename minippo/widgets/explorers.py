@@ -1,8 +1,10 @@
 """One explorer for each picture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ipywidgets
+import numpy as np
 from torch import Tensor
 
 from minippo import plots
@@ -16,6 +18,18 @@ def _slider(
         value=value, min=low, max=high, step=step, description=label, readout_format=".2f",
         style={"description_width": "9em"}, layout={"width": "32em"},
     )  # fmt: skip
+
+
+def _choice(label: str, options: Sequence[Any], value: Any) -> ipywidgets.SelectionSlider:
+    return ipywidgets.SelectionSlider(
+        options=list(options), value=value, description=label,
+        style={"description_width": "9em"}, layout={"width": "32em"},
+    )  # fmt: skip
+
+
+def _places(low: float, high: float) -> list[float]:
+    """Forty-one places from low to high; to the hundredth, upwards."""
+    return [float(x) for x in np.unique(np.ceil(np.linspace(low, high, 41) * 100) / 100)]
 
 
 def clipping(
@@ -73,10 +87,7 @@ def kl_two_ways(*, question: Question | None = None) -> Explorer:
 
 def kl_controller(*, question: Question | None = None) -> Explorer:
     """Set the controller's target and horizon against a policy that drifts."""
-    horizon = ipywidgets.SelectionSlider(
-        options=[100, 200, 500, 1000, 2000, 5000, 10000], value=1000, description="horizon",
-        style={"description_width": "9em"}, layout={"width": "32em"},
-    )  # fmt: skip
+    horizon = _choice("horizon", [100, 200, 500, 1000, 2000, 5000, 10000], 1000)
     controls = {"target": _slider("target (nats)", 4.0, 1.0, 10.0, 0.5), "horizon": horizon}
     return Explorer("kl_controller", plots.KLController(), controls, question=question)
 
@@ -103,6 +114,79 @@ def combined_loss(*, question: Question | None = None) -> Explorer:
     return Explorer("combined_loss", plots.CombinedLoss(), controls, question=question)
 
 
+def training_run(
+    history: plots.History, *, title: str = "", question: Question | None = None
+) -> Explorer:
+    """Move along a run: its seven curves at that step, and which are not healthy.
+
+    `history` as `PPOTrainer.history`.
+    """
+    picture = plots.TrainingRun(history, title=title)
+    controls = {"step": _choice("step", picture.steps, picture.steps[-1])}
+    return Explorer("training_run", picture, controls, question=question)
+
+
+def token_microscope(
+    records: Sequence[Mapping[str, Any]], *, question: Question | None = None
+) -> Explorer:
+    """One response through the iterations: its ratios, advantages, KLs or entropies.
+
+    `records` of a recorded run: `record.load_run(path).records`.
+    """
+    picture = plots.TokenMicroscope(records)
+    wide = {"style": {"description_width": "9em"}, "layout": {"width": "32em"}}
+    controls = {
+        "step": _choice("step", picture.steps, picture.steps[-1]),
+        "quantity": ipywidgets.Dropdown(
+            options=list(plots.QUANTITIES), description="colour", **wide
+        ),
+        "prompt": ipywidgets.Dropdown(options=picture.prompts, description="prompt", **wide),
+    }
+    return Explorer("token_microscope", picture, controls, question=question)
+
+
+def over_optimisation(
+    kl: Sequence[float],
+    proxy: Sequence[float],
+    gold: Sequence[float],
+    *,
+    question: Question | None = None,
+) -> Explorer:
+    """Move along the KL: what is paid, what is meant, and the gap between them."""
+    picture = plots.OverOptimisation(kl, proxy, gold)
+    places = _places(*picture.span)
+    controls = {"kl": _choice("KL (nats)", places, places[0])}
+    return Explorer("over_optimisation", picture, controls, question=question)
+
+
+def frontier(
+    methods: Mapping[str, Sequence[plots.Points]],
+    *,
+    reward: str = "gold",
+    question: Question | None = None,
+) -> Explorer:
+    """Set a budget of KL: the best that each method makes of it.
+
+    `methods`: name -> for each setting the (kl, reward) of each seed.
+    """
+    picture = plots.Frontier(methods, reward=reward)
+    places = _places(*picture.span)
+    controls = {"budget": _choice("KL budget (nats)", places, places[-1])}
+    return Explorer("frontier", picture, controls, question=question)
+
+
+def pipeline(*, question: Question | None = None) -> Explorer:
+    """Walk through the three stages, box by box."""
+    controls = {"lit": _choice("box", list(plots.Pipeline.BOXES), "base")}
+    return Explorer("pipeline", plots.Pipeline(), controls, question=question)
+
+
+def ppo_step(*, question: Question | None = None) -> Explorer:
+    """Walk through one PPO step, box by box."""
+    controls = {"lit": _choice("box", list(plots.PPOStep.BOXES), "prompts")}
+    return Explorer("ppo_step", plots.PPOStep(), controls, question=question)
+
+
 EXPLORERS: dict[str, Callable[..., Explorer]] = {
     "clipping": clipping,
     "clip_or_penalty": clip_or_penalty,
@@ -111,4 +195,10 @@ EXPLORERS: dict[str, Callable[..., Explorer]] = {
     "kl_controller": kl_controller,
     "credit": credit,
     "combined_loss": combined_loss,
+    "training_run": training_run,
+    "token_microscope": token_microscope,
+    "over_optimisation": over_optimisation,
+    "frontier": frontier,
+    "pipeline": pipeline,
+    "ppo_step": ppo_step,
 }

@@ -16,7 +16,20 @@ def main() -> None:
     logits = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
     words = [f"w{i}" for i in range(512)]
     response = [f"word{i}" for i in range(24)]
+    names = "score kl entropy clip_fraction value_loss explained_variance response_length".split()
+    history = [{"step": i + 1} | dict.fromkeys(names, float(i)) for i in range(30)]
+    per_token = dict.fromkeys(("ratio", "advantage", "kl", "entropy"), torch.rand(40).tolist())
+    records = [
+        {"step": i, "prompt": "How was it?", "tokens": [" word"] * 40, "score": 1.0 * i} | per_token
+        for i in range(10)
+    ]
+    kl = list(range(20))
+    methods = {name: [[(x, x), (x, x + 1)] for x in range(1, 5)] for name in ("PPO", "DPO", "RLOO")}
     inputs = {
+        "training_run": (history,),
+        "token_microscope": (records,),
+        "over_optimisation": (kl, kl, kl),
+        "frontier": (methods,),
         "next_token": (logits, words),
         "credit": (response, 0.1 * torch.randn(24), torch.randn(24)),
     }
