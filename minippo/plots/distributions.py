@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from minippo import entropy, exact_kl, kl_k1, kl_k2, kl_k3
-from minippo.plots._base import COLOURS, Picture, tidy
+from minippo.plots._base import COLOURS, Picture, drawable, tidy
 
 MOST = 12  # bars of the likeliest tokens
 ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
@@ -19,8 +19,8 @@ class NextToken(Picture):
     """Bars of the likeliest next tokens at one position, at one temperature."""
 
     def __init__(self, logits: Tensor, words: Sequence[str]) -> None:
-        """`logits` [time, vocab]; `words` names the whole vocabulary."""
-        self._logits, self._words = logits.double(), words
+        """`logits` [time, vocab], which may be set anew; `words` names the whole vocabulary."""
+        self.logits, self._words = logits, words
         figure = Figure(figsize=(9, 3.6))
         figure.subplots_adjust(left=0.08, right=0.98, top=0.96, bottom=0.27)  # room for words
         axes = figure.subplots()
@@ -33,6 +33,7 @@ class NextToken(Picture):
             "rotation": 35,
             "fontsize": 10,
             "zorder": 4,
+            "parse_math": False,
         }
         self._names = [axes.text(i, -0.03, "", clip_on=False, **names) for i in range(MOST)]
         (self._level,) = axes.plot([], [], ls="--", lw=1.5, color=COLOURS["entropy"], zorder=2)
@@ -41,13 +42,13 @@ class NextToken(Picture):
 
     def move(self, *, position: int = 0, temperature: float = 1.0) -> str:
         """Show the distribution after `position` response tokens."""
-        z = self._logits[position]
+        z = self.logits[position].double()
         p = (z / temperature).softmax(-1)
         top = p.topk(min(MOST, len(p)))
         for i in range(MOST):
             shown = i < len(top.values)
             self._bars[i].set_height(float(top.values[i]) if shown else 0.0)
-            self._names[i].set_text(self._words[int(top.indices[i])] if shown else "")
+            self._names[i].set_text(drawable(self._words[int(top.indices[i])]) if shown else "")
         h = float(entropy(z, temperature=temperature))
         level = float(torch.tensor(-h).exp())
         self._level.set_data([-0.6, MOST - 0.4], [level, level])

@@ -23,6 +23,7 @@ from minippo.widgets.explorers import (
     token_microscope,
     training_run,
 )
+from minippo.widgets.own_text import own_text
 from minippo.widgets.replay import replay
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "kl_two_ways",
     "next_token",
     "over_optimisation",
+    "own_text",
     "pipeline",
     "ppo_step",
     "replay",
