@@ -7,6 +7,7 @@ without a kernel there is a `_panels` twin of each in `plots`.
 
 from minippo.widgets._explorer import Explorer, Question
 from minippo.widgets.compare import Comparison, Share, Table, compare, compare_panels
+from minippo.widgets.dashboard import Dashboard, dashboard
 from minippo.widgets.explorers import (
     EXPLORERS,
     clip_or_penalty,
@@ -29,6 +30,7 @@ from minippo.widgets.replay import replay
 __all__ = [
     "EXPLORERS",
     "Comparison",
+    "Dashboard",
     "Explorer",
     "Question",
     "Share",
@@ -39,6 +41,7 @@ __all__ = [
     "compare",
     "compare_panels",
     "credit",
+    "dashboard",
     "frontier",
     "kl_controller",
     "kl_two_ways",
