@@ -1,4 +1,4 @@
-# make lab | demo | test | slow | lint | notebooks | data: each sets up .venv by itself when needed.
+# make lab | demo | test | slow | browser | lint | notebooks | data: each sets up .venv by itself when needed.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Tests and stored notebooks never ask the network, and their bars are not stored.
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1
 
-.PHONY: lab demo test slow lint notebooks data
+.PHONY: lab demo test slow browser lint notebooks data
 
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks/00_start_here.ipynb
@@ -20,6 +20,11 @@ test: $(READY)
 slow: $(READY)
 	$(RUN) -m pip install --quiet --editable ".[homework]"
 	$(QUIET) $(RUN) -m pytest -m slow -rP tests
+	$(QUIET) ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(RUN) -m pytest notebooks
+
+browser: $(READY)
+	$(RUN) -m pip install --quiet --editable ".[browser]"
+	$(QUIET) $(RUN) -m pytest -m browser -rPs tests/browser
 
 lint: $(READY)
 	$(RUN) -m ruff check
@@ -29,6 +34,7 @@ lint: $(READY)
 
 notebooks: $(READY)
 	$(RUN) notebooks/execute.py
+	$(RUN) notebooks/cheat_sheet.py
 
 data: $(READY)
 	$(RUN) data/build.py world
