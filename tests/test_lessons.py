@@ -1,6 +1,7 @@
 """A lesson has the form that readers can rely on: contract, exercises, questions, summary."""
 
 import re
+import runpy
 import statistics
 
 import pytest
@@ -103,3 +104,15 @@ def test_every_function_of_the_mathematics_is_built_in_some_lesson():
         if not any(re.search(rf"\b{name}\b", text) for text in texts)
     ]
     assert missing == [] or len(LESSONS) < 12
+
+
+def test_the_cheat_sheet_is_what_the_lessons_end_in():
+    folder = NOTEBOOKS[0].parent
+    built = runpy.run_path(str(folder / "cheat_sheet.py"))["build"]()
+    assert (folder / "cheat_sheet.md").read_text(encoding="utf-8") == built
+    for path in LESSONS:  # every table stands there whole, and every word
+        end = section(path, "Summary")
+        assert all(row in built for row in re.findall(r"^\|.*\|$", end, re.MULTILINE))
+        assert all(
+            f"**{w}**" in built for w in re.findall(r"^- \*\*(.+?)\*\*: ", end, re.MULTILINE)
+        )
