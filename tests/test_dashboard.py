@@ -94,7 +94,10 @@ def test_the_trainer_can_be_used_while_it_is_paused_and_the_total_is_kept():
     live.pause()
     until(lambda: live.sentence.startswith("paused"))
     step = len(trainer.history)
-    trainer.step(tiny.PROMPTS)  # on this thread: does not wait
+    mine = threading.Thread(target=trainer.step, args=(tiny.PROMPTS,), daemon=True)
+    mine.start()  # another thread than the dashboard's: does not wait
+    mine.join(10)
+    assert not mine.is_alive()
     assert len(trainer.history) == step + 1
     live.resume()
     live.wait()
