@@ -23,8 +23,7 @@ slow: $(READY)
 	$(QUIET) ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(RUN) -m pytest notebooks
 
 browser: $(READY)
-	$(RUN) -m pip install --quiet --editable ".[browser]"
-	$(QUIET) $(RUN) -m pytest -m browser -rPs tests/browser
+	$(QUIET) $(RUN) -m pytest -m browser -rs tests/browser
 
 lint: $(READY)
 	$(RUN) -m ruff check

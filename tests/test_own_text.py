@@ -66,6 +66,15 @@ def test_a_shorter_text_moves_the_position_to_its_end(own):
     assert late.startswith("After 'bad' (token 0 of 0 to 0).")
 
 
+def test_who_goes_on_writing_stays_at_the_end(own):
+    _, explorer = own
+    explorer.controls["text"].value = "a good fine so very bad"
+    assert explorer.sentence.startswith("After 'bad' (token 5 of 0 to 5).")
+    explorer.move(position=2)
+    explorer.controls["text"].value = "a good fine so"
+    assert explorer.sentence.startswith("After 'fine' (token 2 of 0 to 3).")
+
+
 def test_nothing_and_too_much_can_be_typed(own):
     policy, explorer = own
     explorer.move(text="")  # this tokenizer puts nothing in front: the end-of-text token stands in

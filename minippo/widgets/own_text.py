@@ -91,9 +91,12 @@ def own_text(
     row = ipywidgets.HTML()
 
     def retokenized(_: Any = None) -> None:
-        """Before the picture is drawn: the slider ends at the last token."""
+        """Before the picture is drawn: the slider ends at the last token, and stays at the end."""
         position = controls["position"]
+        at_end = position.value == position.max
         position.max = len(picture.tokens(controls["text"].value)) - 1
+        if at_end:
+            position.value = position.max
 
     def show_tokens(_: Any = None) -> None:
         chosen = controls["position"].value
