@@ -46,7 +46,7 @@ def test_a_page_without_a_kernel_has_a_text_for_every_picture():
     where = {"metadata": {"path": str(ROOT)}}
     NotebookClient(notebook, timeout=120, resources=where, store_widget_state=False).execute()
     reader = Reader()
-    reader.feed(HTMLExporter().from_notebook_node(notebook)[0])
+    reader.feed(HTMLExporter(exclude_input=True).from_notebook_node(notebook)[0])
     assert reader.pictures == ["Four <panels>."]
     for explorer in (widgets.clipping(), widgets.replay("healthy")):
         assert repr(explorer) in reader.text
