@@ -9,6 +9,7 @@ from matplotlib import pyplot
 
 from minippo import entropy, widgets
 from tests import tiny
+from tests.test_widgets import n_objects
 
 
 @pytest.fixture
@@ -93,6 +94,16 @@ def test_signs_that_the_font_lacks_or_that_mean_mathematics_are_drawn():
     shown = [name.get_text() for name in explorer.picture._picture._names[:5]]
     assert sorted(shown) == sorted(["<|endoftext|>", "a", "$x$", "�", "�"])
     assert not any(name.get_parse_math() for name in explorer.picture._picture._names)
+
+
+def test_five_hundred_texts_leave_nothing_behind(own):
+    _, explorer = own
+    for i in range(550):
+        explorer.controls["text"].value = " ".join(tiny.WORDS[1 + i % 7 :])
+        if i == 50:
+            kept = n_objects()
+    assert n_objects() < kept + 50
+    assert pyplot.get_fignums() == []
 
 
 def test_many_threads_may_type_at_once():

@@ -1,5 +1,6 @@
 """Explorers: what a slider does, over its whole grid and from any thread."""
 
+import gc
 import html
 import io
 import itertools
@@ -65,6 +66,12 @@ def grid(control):
         n = round((control.max - control.min) / control.step)
         return [round(control.min + i * control.step, 6) for i in range(n + 1)]
     return list(control.options)
+
+
+def n_objects():
+    """How many objects Python keeps, when all that can be freed is freed."""
+    gc.collect()
+    return len(gc.get_objects())
 
 
 @each_explorer
@@ -133,8 +140,12 @@ def test_five_hundred_moves_leave_no_figure_open(name):
     explorer = make(name)
     first, control = next(iter(explorer.controls.items()))
     places = itertools.cycle(grid(control))
+    for _ in range(50):  # what is kept for good is made by then
+        explorer.move(**{first: next(places)})
+    kept = n_objects()
     for _ in range(500):
         explorer.move(**{first: next(places)})
+    assert n_objects() < kept + 50  # not even one object in ten moves
     assert pyplot.get_fignums() == []
 
 

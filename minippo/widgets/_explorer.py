@@ -43,7 +43,9 @@ class Explorer:
     ) -> None:
         self.name, self.picture, self.controls, self.question = name, picture, controls, question
         width, height = picture.figure.get_size_inches() * picture.figure.dpi
-        self.image = ipywidgets.Image(format="png", width=int(width), height=int(height))
+        self.image = ipywidgets.Image(
+            format="png", width=int(width), height=int(height), layout={"margin": "0"}
+        )  # with a margin it would not fit a narrow page, and get a scroll bar
         self.text = ipywidgets.HTML()
         self.sentence = ""
         self._drawing, self._asked = threading.Lock(), 0

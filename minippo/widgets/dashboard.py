@@ -40,7 +40,7 @@ class Dashboard:
         self.buttons = {name: ipywidgets.Button(description=name) for name in acts}
         for name, button in self.buttons.items():
             button.on_click(lambda _, act=acts[name]: act())
-        self.image = ipywidgets.Image(format="png", width=900)
+        self.image = ipywidgets.Image(format="png", width=900, layout={"margin": "0"})
         self.sample, self.text = ipywidgets.HTML(), ipywidgets.HTML()
         self._first = self._respond()
         row = ipywidgets.HBox(list(self.buttons.values()))

@@ -197,3 +197,10 @@ def test_every_picture_in_the_page_has_its_sentence_beside_it(page):
         return !image.alt && !box?.querySelector('p[role=status]')?.textContent;
     }).length""")
     assert lonely == 0
+
+
+def test_no_explorer_is_wider_than_the_page(page):
+    """A picture of 900 pixels shrinks where there are fewer, without a scroll bar."""
+    script = "(e => e.scrollWidth - e.clientWidth)(document.querySelector('.x-{name}'))"
+    wide = {name: page.run(script.replace("{name}", name)) for name in [*EXPLORERS, *OTHERS]}
+    assert {name: pixels for name, pixels in wide.items() if pixels > 0} == {}
