@@ -12,6 +12,17 @@ from minippo.plots import Picture
 Controls = Mapping[str, ipywidgets.Widget]
 
 
+class Widget:
+    """Shows its `box` where there is a kernel, and its `repr` where there is none."""
+
+    box: ipywidgets.Box
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = self.box._repr_mimebundle_(**kwargs)
+        found = bundle[0] if isinstance(bundle, tuple) else bundle
+        return dict(found or {}) | {"text/plain": repr(self)}
+
+
 class Question:
     """Predict, then move: the explanation comes after the reader has committed to an answer."""
 
@@ -31,7 +42,7 @@ class Question:
         self.choice.disabled = True
 
 
-class Explorer:
+class Explorer(Widget):
     """A picture that follows its controls.
 
     `settings` are the controls' values now, `sentence` says what the picture shows. Moves that come
@@ -81,8 +92,3 @@ class Explorer:
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.sentence}"
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = self.box._repr_mimebundle_(**kwargs)
-        found = bundle[0] if isinstance(bundle, tuple) else bundle
-        return dict(found or {}) | {"text/plain": repr(self)}

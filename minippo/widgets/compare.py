@@ -5,11 +5,12 @@ import math
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ipywidgets
 
 from minippo._validate import fail
+from minippo.widgets._explorer import Widget
 
 Judge = Callable[[list[str], list[str]], Sequence[float]]  # prompts, responses -> scores
 SAME = "same"
@@ -50,7 +51,7 @@ class Share(NamedTuple):
         return f"{self.k} of {self.n} ({share}, {interval})"
 
 
-class Comparison:
+class Comparison(Widget):
     """Pairs of responses, one after the other; made by `compare`.
 
     Attributes:
@@ -167,11 +168,6 @@ class Comparison:
 
     def __repr__(self) -> str:
         return f"compare: {self.sentence}"
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = self.box._repr_mimebundle_(**kwargs)
-        found = bundle[0] if isinstance(bundle, tuple) else bundle
-        return dict(found or {}) | {"text/plain": repr(self)}
 
 
 class Table:

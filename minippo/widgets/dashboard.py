@@ -10,11 +10,12 @@ import ipywidgets
 
 from minippo import plots
 from minippo._validate import fail
+from minippo.widgets._explorer import Widget
 
 REDRAW = 1.0  # seconds between two pictures, at least
 
 
-class Dashboard:
+class Dashboard(Widget):
     """A training run in a thread of its own; made by `dashboard`.
 
     A busy kernel does not hear its buttons: in its own thread the training leaves the kernel free.
@@ -168,11 +169,6 @@ class Dashboard:
         if self._thread.is_alive():
             return f"dashboard: {self.n_steps} steps, training in the background"
         return f"dashboard: {self.sentence}."
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = self.box._repr_mimebundle_(**kwargs)
-        found = bundle[0] if isinstance(bundle, tuple) else bundle
-        return dict(found or {}) | {"text/plain": repr(self)}
 
 
 def dashboard(trainer: Any, prompts: Sequence[str], n_steps: int) -> Dashboard:

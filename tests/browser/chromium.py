@@ -16,7 +16,7 @@ FLAGS = [
     "--disable-dev-shm-usage", "--remote-debugging-port=0", "--window-size=1280,1000",
 ]  # fmt: skip
 KEYS = {  # name -> virtual key code, text
-    "ArrowLeft": (37, ""), "ArrowRight": (39, ""), "ArrowDown": (40, ""),
+    "ArrowLeft": (37, ""), "ArrowRight": (39, ""),
     "Enter": (13, "\r"), " ": (32, " "),
 }  # fmt: skip
 
@@ -85,12 +85,6 @@ class Page:
     def write(self, text: str) -> None:
         """Text, where the focus is."""
         self.call("Input.insertText", text=text)
-
-    def screenshot(self, path: Path) -> None:
-        """What is to be seen now."""
-        import base64
-
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def close(self) -> None:
         """End the browser."""
