@@ -1,8 +1,10 @@
-"""Make everything in this folder from seeds: python data/build.py world|runs [--out DIR].
+"""Make everything in this folder from seeds: python data/build.py world|runs|studies [NAME].
 
 world: texts, tokenizer, the three tiny GPT-2s, the manifest (sizes, sha256, versions, figures) and
 the figures of the data card; how long it took is among them. runs: recorded PPO runs, one file a
-run; a run whose file is there is not made again: delete it first. Needs no network and no GPU.
+run; a run whose file is there is not made again: delete it first. studies: the experiments of
+data/studies, a row a run, each on one thread; `studies NAME` goes on with one of them. Needs no
+network and no GPU.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from transformers import (
 import minippo
 from minippo import sequence_log_prob, token_log_probs, world
 from minippo.cli import DEMO, STEPS
-from minippo.data import load_prompts, sha256, write_jsonl
+from minippo.data import SHIPPED_STUDIES, load_prompts, sha256, write_jsonl
 from minippo.models import PolicyWithValue, RewardModel, frozen_copy, load_policy, load_reward_model
 from minippo.record import Recorder
 from minippo.reward_model import preference_accuracy, train_reward_model
@@ -65,9 +68,12 @@ Figures = dict[str, Any]
 def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["world", "runs"])
+    parser.add_argument("what", choices=["world", "runs", "studies"])
+    parser.add_argument("names", nargs="*", choices=[[], *SHIPPED_STUDIES], help="of studies")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder to write to")
     options = parser.parse_args()
+    if options.what == "studies":
+        return build_studies(options.out, options.names or SHIPPED_STUDIES)
     options.out.mkdir(parents=True, exist_ok=True)
     {"world": build_world, "runs": build_runs}[options.what](options.out)
 
@@ -163,6 +169,14 @@ def build_runs(out: Path) -> None:
     for name in RUNS:
         if not (out / "runs" / f"{name}.json").exists():
             record_run(name, out / "runs" / f"{name}.json")
+    update_manifest(out)
+
+
+def build_studies(out: Path, names: Sequence[str]) -> None:
+    """The rows that are not there yet, of some studies; then the manifest lists their files."""
+    torch.set_num_threads(1)  # the same numbers, however many of them run at a time
+    for name in names:
+        import_module(f"studies.{name}").main(out / "studies" / f"{name}.jsonl")
     update_manifest(out)
 
 
@@ -387,7 +401,7 @@ def update_manifest(out: Path) -> None:
 
 def list_files(out: Path) -> Figures:
     """Size and sha256 of each shipped file."""
-    parts = ("*.jsonl", "tiny-gpt2-*/*", "runs/*.json")
+    parts = ("*.jsonl", "tiny-gpt2-*/*", "runs/*.json", "studies/*.jsonl")
     files = sorted(f for part in parts for f in out.glob(part) if f.is_file())
     return {
         f.relative_to(out).as_posix(): {"bytes": f.stat().st_size, "sha256": sha256(f)}

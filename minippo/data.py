@@ -14,6 +14,7 @@ DATA = next((p for p in (_PACKAGE / "_data", _PACKAGE.parent / "data") if p.is_d
 SHIPPED_MODELS = ("tiny-gpt2-base", "tiny-gpt2-sft", "tiny-gpt2-reward")
 SHIPPED_TEXTS = ("prompts-train", "prompts-held-out", "demonstrations", "preferences")
 SHIPPED_RUNS = ("healthy", "no-kl", "high-lr")
+SHIPPED_STUDIES = ("bugs", "hacking", "limits", "alternatives")
 
 
 def sha256(path: Path) -> str:
@@ -22,7 +23,7 @@ def sha256(path: Path) -> str:
 
 
 def shipped(name: str) -> Path:
-    """The path of a shipped model folder, text or run, after checking each file's sha256.
+    """The path of a shipped model folder, text, run or study, after checking each file's sha256.
 
     Raises:
         ValueError: the name is not shipped, or a file is missing or differs from the manifest.
@@ -30,6 +31,7 @@ def shipped(name: str) -> Path:
     places = {model: DATA / model for model in SHIPPED_MODELS}
     places |= {text: DATA / f"{text}.jsonl" for text in SHIPPED_TEXTS}
     places |= {run: DATA / "runs" / f"{run}.json" for run in SHIPPED_RUNS}
+    places |= {study: DATA / "studies" / f"{study}.jsonl" for study in SHIPPED_STUDIES}
     if name not in places:
         fail("shipped", "name", f"be one of {', '.join(places)}", name)
     path = places[name]
@@ -60,6 +62,15 @@ def load_texts(name: str) -> list[dict[str, Any]]:
 
     >>> sorted(load_texts("preferences")[0])
     ['chosen', 'prompt', 'rejected']
+    """
+    return read_jsonl(shipped(name))
+
+
+def load_study(name: str) -> list[dict[str, Any]]:
+    """The rows of a recorded study, one a run: {"case": what was varied and the seed, results...}.
+
+    "bugs", "hacking", "limits" or "alternatives"; `data/studies` holds the code that made them.
+    What was not finite is None.
     """
     return read_jsonl(shipped(name))
 

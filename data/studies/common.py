@@ -1,0 +1,132 @@
+"""What the studies share: PPO in the shipped world, judged by the hidden reward; rows on file.
+
+A study is a file of rows, one JSON object a line, one run of an experiment each: its "case" (what
+was varied, and the seed) and what came out. A case whose row is there is not run again, so a study
+that was stopped goes on where it was.
+"""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minippo import world
+from minippo.data import load_prompts, read_jsonl
+from minippo.models import PolicyWithValue, frozen_copy, load_policy
+from minippo.ppo import PPOConfig
+from minippo.rollout import Score, collect, decode, encode_prompts, load_score
+from minippo.trainer import Callback, PPOTrainer
+
+Row = dict[str, Any]
+SEEDS = range(5)
+
+
+def make_rows(path: Path, cases: Iterable[Mapping[str, Any]], run: Callable[..., Row]) -> None:
+    """Append {"case": case, **run(**case)} for each case that has no row yet."""
+    done = [row["case"] for row in read_jsonl(path)] if path.exists() else []
+    for case in cases:
+        if dict(case) in done:
+            continue
+        start = time.perf_counter()
+        row = {"case": dict(case), **run(**case)}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rounded(row), ensure_ascii=False, allow_nan=False) + "\n")
+        print(path.stem, dict(case), f"{time.perf_counter() - start:.0f} s", flush=True)
+
+
+def ppo(
+    config: PPOConfig,
+    n_steps: int,
+    *,
+    score: Score | str = "tiny-gpt2-reward",
+    prompts: Sequence[str] | None = None,
+    callbacks: Sequence[Callback] = (),
+    kind: type[PPOTrainer] = PPOTrainer,
+) -> PPOTrainer:
+    """The shipped SFT model after `n_steps` of PPO; its trainer holds all that happened."""
+    policy, tokenizer = load_policy("tiny-gpt2-sft")
+    judge = load_score(score, tokenizer) if isinstance(score, str) else score
+    trainer = kind(policy, frozen_copy(policy), judge, tokenizer, config, callbacks=callbacks)
+    trainer.train(prompts or load_prompts("prompts-train"), n_steps)
+    return trainer
+
+
+def curves(trainer: PPOTrainer, *names: str) -> dict[str, list[float]]:
+    """Some statistics of every step."""
+    return {name: [stats[name] for stats in trainer.history] for name in names}
+
+
+def judged(
+    policy: PolicyWithValue,
+    reference: PolicyWithValue,
+    tokenizer: Any,
+    score: Score,
+    *,
+    prompts: Sequence[str] = world.PROMPTS_HELD_OUT,
+    samples: int = 4,
+    max_new_tokens: int = 40,
+    seed: int = 12345,
+) -> dict[str, float]:
+    """Means over `samples` responses to each held-out prompt, the same random numbers every time.
+
+    gold and its parts, proxy (what `score` says), kl to `reference` (nats a response, k1), length
+    (tokens), ended (share with an EOS), distinct (share of different texts), distinct_2 (different
+    word pairs over word pairs), repeated (words that occurred before in their text, over words).
+    """
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    ids, mask = encode_prompts(tokenizer, repeated)
+    uniforms = torch.rand(len(ids), max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    rollout = collect(
+        policy.eval(),
+        reference,
+        score,
+        ids,
+        mask,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        uniforms=uniforms,
+        chunk_size=64,
+    )
+    texts = decode(tokenizer, rollout.responses)[1]
+    parts = [world.gold_parts(p, t) for p, t in zip(repeated, texts, strict=True)]
+    kl = torch.where(rollout.mask, rollout.log_probs - rollout.ref_log_probs, 0.0).sum(1)
+    return {
+        "gold": _mean(sum(p.values()) for p in parts),
+        **{name: _mean(p[name] for p in parts) for name in parts[0]},
+        "proxy": float(rollout.total_scores.mean()),
+        "kl": float(kl.mean()),
+        "length": float(rollout.mask.sum(1).float().mean()),
+        "ended": float((~rollout.truncated).float().mean()),
+        **diversity(texts),
+    }
+
+
+def diversity(texts: Sequence[str]) -> dict[str, float]:
+    """How unlike each other, and how unlike themselves, some texts are."""
+    words = [text.split() for text in texts]
+    pairs = Counter(pair for text in words for pair in pairwise(text))
+    return {
+        "distinct": len(set(texts)) / len(texts),
+        "distinct_2": len(pairs) / max(sum(pairs.values()), 1),
+        "repeated": _mean(1 - len(set(text)) / max(len(text), 1) for text in words),
+    }
+
+
+def rounded(x: Any) -> Any:
+    """Numbers to four digits, what is not finite as None, through lists and dictionaries."""
+    if isinstance(x, float):
+        return float(f"{x:.4g}") if math.isfinite(x) else None
+    if isinstance(x, Mapping):
+        return {key: rounded(value) for key, value in x.items()}
+    return [rounded(value) for value in x] if isinstance(x, list | tuple) else x
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    collected = list(numbers)
+    return sum(collected) / len(collected)
