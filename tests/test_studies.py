@@ -9,7 +9,7 @@ import pytest
 from minippo.data import DATA
 
 sys.path.insert(0, str(DATA))
-from studies.common import diversity, make_rows, rounded  # noqa: E402
+from studies.common import diversity, make_rows, rounded
 
 
 def test_a_stopped_study_goes_on_with_the_cases_that_have_no_row(tmp_path):
