@@ -483,7 +483,8 @@ def ensemble_score(
     """Several judges as one: their mean, the least, or mean - coef * population variance.
 
     Source: Coste et al. 2023 (arXiv:2310.02743), where they are called mean, worst-case (WCO) and
-    uncertainty-weighted (UWO).
+    uncertainty-weighted (UWO). The scores are taken as they come: bring the members to one scale
+    first, or the one that spreads most decides.
     """
     if not fns:
         fail("ensemble_score", "fns", "hold at least one score function", "none")

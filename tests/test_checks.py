@@ -207,6 +207,12 @@ def rewards_on_the_last_column(scores, kl, mask, *, kl_coef):
         ("token_log_probs", cross_entropy, "sign turned"),
         ("masked_mean", lambda x, mask: (x * mask).sum() / mask.sum(), "mask multiplied"),
         ("bradley_terry_loss", lambda c, r: -torch.log(torch.sigmoid(c - r)), "overflows"),
+        # Without a margin "margin added" is right, and so no explanation.
+        (
+            "bradley_terry_loss",
+            lambda c, r: torch.nn.functional.softplus(r - c),
+            "stays in half precision",
+        ),
         ("shape_rewards", rewards_on_the_last_column, "score on the last column and padding paid"),
         (
             "clipped_surrogate",
