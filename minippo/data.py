@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -76,37 +77,78 @@ def load_study(name: str) -> list[dict[str, Any]]:
 
 
 def load_prompts(source: str | Path) -> list[str]:
-    """Prompts from a shipped name or a file of yours: JSON Lines, CSV, Parquet or plain text.
+    """Prompts from a shipped name, a file or folder of yours, or a data set of the hub.
 
-    Tables need a column "prompt"; in a plain text each line that is not blank is a prompt.
+    Files: JSON Lines, CSV, Parquet, or plain text, of which each line that is not blank is a
+    prompt. Folders and hub data sets: what `datasets` makes of them, their split "train". Tables
+    need a column "prompt", or say which: "reviews.csv:text", "stanfordnlp/imdb:text".
 
     Raises:
-        ValueError: no such file, an unknown kind of file, no column "prompt", or no prompt.
+        ValueError: no such file and no such data set, or the hub cannot be reached (found out in
+            under 5 s); an unknown kind of file, no such column, or no prompt.
     """
     if source in SHIPPED_TEXTS:
         return [row["prompt"] for row in load_texts(str(source))]
-    path, kinds = Path(source), {".jsonl": "json", ".json": "json", ".txt": "text"}
-    kind = (kinds | {".csv": "csv", ".parquet": "parquet"}).get(path.suffix)
-    if not path.is_file():
-        known = "prompts-train, prompts-held-out"
-        fail("load_prompts", "source", f"be a file, or one of {known}", str(source))
-    if kind is None:
-        fail("load_prompts", "source", "end in .jsonl, .json, .csv, .parquet or .txt", path.name)
-    if not path.stat().st_size:
-        fail("load_prompts", path.name, "hold at least one prompt", "an empty file")
-    from datasets import load_dataset  # here: it costs a second, and few need it
-
-    table = load_dataset(kind, data_files=str(path), split="train")
-    column = "text" if kind == "text" else "prompt"
+    place, column = str(source), "prompt"
+    if not Path(source).exists() and (named := re.fullmatch(r"(.+):(\w+)", place)):
+        place, column = named.groups()
+    path = Path(place)
+    name = path.name
+    table = _load_table(place)
+    if path.suffix == ".txt":
+        column = "text"
     if column not in table.column_names:
         came = ", ".join(table.column_names)
-        fail("load_prompts", f"{path.name}", 'have a column "prompt"', f"columns {came}")
+        fail("load_prompts", name, f'have a column "{column}"', f"columns {came}")
     prompts = list(table[column])
-    if kind == "text":
+    if path.suffix == ".txt":
         prompts = [line for line in prompts if line.strip()]
     for number, prompt in enumerate(prompts, start=1):
         if not isinstance(prompt, str) or not prompt:
-            fail("load_prompts", f"row {number}", "hold a text under 'prompt'", repr(prompt))
+            fail("load_prompts", f"row {number}", f"hold a text under '{column}'", repr(prompt))
     if not prompts:
-        fail("load_prompts", path.name, "hold at least one prompt", "none")
+        fail("load_prompts", name, "hold at least one prompt", "none")
     return prompts
+
+
+def _load_table(place: str) -> Any:
+    """A file, a folder or a hub data set as a table of `datasets`."""
+    path, kinds = Path(place), {".jsonl": "json", ".json": "json", ".txt": "text"}
+    kinds |= {".csv": "csv", ".parquet": "parquet"}
+    kind = kinds.get(path.suffix)
+    if not path.exists() and (kind or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place)):
+        must = "be a file or folder that exists, a hub data set (owner/name), or "
+        fail("load_prompts", "source", f"{must}one of prompts-train, prompts-held-out", place)
+    if path.is_file() and kind is None:
+        fail("load_prompts", "source", "end in .jsonl, .json, .csv, .parquet or .txt", path.name)
+    if path.is_file() and not path.stat().st_size:
+        fail("load_prompts", path.name, "hold at least one prompt", "an empty file")
+    if not path.exists():
+        _ask_hub(place)
+    import datasets  # here: it costs a second, and few need it
+
+    options = {"data_files": place} if path.is_file() else {}
+    try:
+        return datasets.load_dataset(kind if path.is_file() else place, split="train", **options)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:300]
+        fail("load_prompts", "source", "be a table that datasets can read", f"{place} ({reason})")
+
+
+def _ask_hub(name: str) -> None:
+    """One request without retries, as for models; HF_HUB_OFFLINE=1 leaves it to the cache."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        HfApi().dataset_info(name, timeout=3)
+    except OfflineModeIsEnabled:
+        pass  # load_dataset then looks into its cache alone
+    except Exception as error:  # the hub's, the network's and the proxy's errors share no base
+        must = (
+            "be a file or folder that exists, or a data set that the Hugging Face hub can deliver "
+            "now (offline: HF_HUB_OFFLINE=1 takes the one that was downloaded before)"
+        )
+        raise ValueError(
+            f"load_prompts: source must {must}, got '{name}' ({type(error).__name__})."
+        ) from error

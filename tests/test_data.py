@@ -1,7 +1,11 @@
 """Prompts from files of four kinds, and shipped files that are what the manifest says."""
 
 import json
+import socket
+import time
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 
 from minippo import data
@@ -85,6 +89,71 @@ def test_an_empty_file_is_refused_with_our_message(tmp_path, name):
     (tmp_path / name).write_text("")
     with refuses(f"load_prompts: {name}", "an empty file"):
         load_prompts(tmp_path / name)
+
+
+def test_a_column_of_another_name_is_asked_for_by_its_name(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"question": "a", "label": 1}, {"question": "b"}])
+    assert load_prompts(f"{tmp_path}/rows.jsonl:question") == ["a", "b"]
+    with refuses("load_prompts: rows.jsonl", "columns question, label"):
+        load_prompts(f"{tmp_path}/rows.jsonl:answer")
+    (tmp_path / "a:b.jsonl").write_text('{"prompt": "c"}')
+    assert load_prompts(tmp_path / "a:b.jsonl") == ["c"]  # a file's name may hold a colon
+
+
+def test_a_folder_of_tables_is_read_split_train(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [{"text": "a"}, {"text": "b"}])
+    write_jsonl(tmp_path / "test.jsonl", [{"text": "held out"}])
+    assert load_prompts(f"{tmp_path}:text") == ["a", "b"]
+
+
+@pytest.mark.parametrize(("name", "text"), [("x.jsonl", '{"prompt"'), ("x.parquet", "junk")])
+def test_a_damaged_table_is_refused_with_our_message(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    must = r"^load_prompts: source must be a table that datasets can read, got "
+    with pytest.raises(ValueError, match=f"{must}.*{name} \\("):
+        load_prompts(tmp_path / name)
+
+
+# ---- the hub's data sets
+
+
+def test_a_hub_data_set_is_asked_for_by_name_and_column(monkeypatch):
+    datasets, asked = pytest.importorskip("datasets"), []
+
+    def load_dataset(*arguments, **keywords):
+        asked.append((arguments, keywords))
+        return datasets.Dataset.from_list([{"text": "Well", "label": 1}, {"text": "Bad"}])
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace())
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_prompts("stanfordnlp/imdb:text") == ["Well", "Bad"]
+    assert asked == [(("stanfordnlp/imdb",), {"split": "train"})]  # no code of the hub's is run
+    with refuses("load_prompts: imdb", "columns text, label"):
+        load_prompts("stanfordnlp/imdb")
+
+
+def test_a_hub_that_never_answers_is_given_up_soon_and_the_message_says_what_helps(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes calls, says nothing
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        begin = time.monotonic()
+        with pytest.raises(ValueError, match=r"HF_HUB_OFFLINE=1.*'someone/unknown' \(Read"):
+            load_prompts("someone/unknown:text")
+        assert time.monotonic() - begin < 8  # one wait of three seconds, no retries
+
+
+def test_offline_a_data_set_that_is_not_cached_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"^load_prompts: source .*someone/unknown \(Couldn't"):
+        load_prompts("someone/unknown:text")
+
+
+@pytest.mark.parametrize("name", ["imdb", "json", "a/b/c", "two words/x", "/no/where", "../up"])
+def test_what_is_no_name_of_the_hub_is_not_asked_for(monkeypatch, name):
+    monkeypatch.setattr(data, "_ask_hub", None)
+    with refuses("load_prompts: source", name):
+        load_prompts(name)
 
 
 # ---- shipped
