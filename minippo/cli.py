@@ -39,11 +39,13 @@ class TrainArguments:
     """What `minippo train` trains on."""
 
     prompts: str = field(
-        metadata={"help": "a file (.jsonl, .csv, .parquet, .txt) or prompts-train"}
-    )
+        metadata={"help": "a file (.jsonl, .csv, .parquet, .txt), prompts-train, or a hub data set "
+                          "(owner/name); another column than prompt: NAME:column"}
+    )  # fmt: skip
     reward: str = field(
-        metadata={"help": "a reward model's name or folder, or module:function or file.py:function "
-                          "of a function(prompts, responses) that returns a list of numbers"}
+        metadata={"help": "a reward model's name or folder (of a classifier: NAME#label), or "
+                          "module:function or file.py:function of a function(prompts, responses) "
+                          "that returns a list of numbers"}
     )  # fmt: skip
     output: str = field(metadata={"help": "the folder of the checkpoint: new, or with --resume"})
     model: str = field(

@@ -171,10 +171,13 @@ def load_policy(
 
 def load_reward_model(name: str | Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
     """A reward model and its tokenizer: a sequence classifier with one label. See `load_policy`."""
-    model, tokenizer = _load(
-        AutoModelForSequenceClassification, find_model("load_reward_model", name)
-    )
+    model, tokenizer = load_classifier("load_reward_model", name)
     return RewardModel(model), tokenizer
+
+
+def load_classifier(caller: str, name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A sequence classifier as transformers has it, with its own tokenizer. See `load_policy`."""
+    return _load(AutoModelForSequenceClassification, find_model(caller, name))
 
 
 def find_model(caller: str, name: str | Path) -> str:
@@ -211,14 +214,16 @@ def _ask_hub(caller: str, name: str) -> str:
 
 
 def _load(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    local = {"local_files_only": Path(path).is_dir()}
     # With peft installed, the Auto classes would also ask the hub for an adapter.
+    here = {"local_files_only": Path(path).is_dir()}
+    # None, the default, would ask on the terminal whether to run a folder's own Python.
+    local = {**here, "trust_remote_code": False}
     with no_progress_bars():
         model = kind.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, adapter_kwargs=dict(local), **local
+            path, use_safetensors=True, dtype=torch.float32, adapter_kwargs=here, **local
         )
     tokenizer = AutoTokenizer.from_pretrained(path, **local)
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and kind is AutoModelForCausalLM:
         fail("load", f"the tokenizer of {path}", "have an end-of-text token", "none")
     if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
         must = f"have no more tokens than the model has embeddings ({rows})"

@@ -9,7 +9,7 @@ column t for every row. `generate` samples, `evaluate` measures, and the update 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from minippo._validate import check_number, check_response_mask, checked, fail
 from minippo.kl import exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.log_probs import token_log_probs
-from minippo.models import PolicyWithValue, load_reward_model, position_ids
+from minippo.models import PolicyWithValue, RewardModel, load_classifier, position_ids
 
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
@@ -507,13 +507,20 @@ def load_score(
 ) -> Score:
     """A reward model as a judge: a shipped one ("tiny-gpt2-reward"), a folder, or the hub's.
 
-    `tokenizer` is the policy's; None says that the reward model has the same. Where it has
-    another, the texts are tokenized anew, with EOS at the end of those that ended.
+    `tokenizer` is the policy's; None says that the judge has the same. A model with one label and
+    a head named score (ours, GPT-2's, Llama's) reads the last token, EOS, and where it has another
+    tokenizer the texts are tokenized anew, with EOS at the end of those that ended. Any other
+    classifier reads prompt and response as its own tokenizer writes them, and pays one label's
+    raw logit, as TRL's sentiment example does: "lvwerra/distilbert-imdb#POSITIVE", or "#1".
     """
-    model, own = load_reward_model(name)
-    model.eval().requires_grad_(False)
+    place, _, label = (str(name), "", "") if Path(name).exists() else str(name).partition("#")
+    body, own = load_classifier("load_score", place)
+    body.eval().requires_grad_(False)
     theirs = own if tokenizer is None else tokenizer
-    same = own.get_vocab() == theirs.get_vocab()
+    index = _label_index(body, label)
+    if body.config.num_labels > 1 or getattr(body, "score", None) is None:
+        return _classifier_score(body, own, theirs, index, batch_size)
+    model, same = RewardModel(body), own.get_vocab() == theirs.get_vocab()
     limit = getattr(model.body.config, "max_position_embeddings", None)
 
     @torch.no_grad()
@@ -526,6 +533,46 @@ def load_score(
             fail("load_score", "the responses", f"fit {limit} positions of {name}", longest)
         rows = [judged[i : i + batch_size].trim() for i in range(0, len(judged), batch_size)]
         return torch.cat([model(r.tokens.to(device), r.attention_mask.to(device)) for r in rows])
+
+    return score
+
+
+def _label_index(classifier: Any, label: str) -> int:
+    """A label's column, from its name or its number; one label alone need not be named."""
+    names = {str(name): int(index) for index, name in classifier.config.id2label.items()}
+    names |= {str(index): index for index in names.values()}
+    if not label and classifier.config.num_labels == 1:
+        return 0
+    if label not in names:
+        must = f"end in # and a label, one of {', '.join(names)}"
+        fail("load_score", "name", must, repr(label) if label else "no label")
+    return names[label]
+
+
+def _classifier_score(
+    model: Any,
+    own: PreTrainedTokenizerBase,
+    theirs: PreTrainedTokenizerBase,
+    index: int,
+    batch_size: int,
+) -> Score:
+    """One logit of a classifier that reads texts by its own tokenizer and conventions."""
+    own.pad_token = own.pad_token or own.eos_token
+    model.config.pad_token_id = own.pad_token_id  # tells GPT-2's kind which token is the last
+    limits = [own.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+
+    @torch.no_grad()
+    def score(responses: Responses) -> Tensor:
+        device = responses.ids.device
+        texts = [prompt + text for prompt, text in zip(*decode(theirs, responses), strict=True)]
+        scores, limit = [], min(x for x in limits if x)
+        for start in range(0, len(texts), batch_size):
+            part = texts[start : start + batch_size]
+            batch = own(part, padding=True, padding_side="right", return_tensors="pt").to(device)
+            if (longest := batch["input_ids"].shape[1]) > limit:
+                fail("load_score", "the texts", f"fit the judge's {limit} positions", longest)
+            scores.append(model.to(device)(**batch).logits[:, index].float())
+        return torch.cat(scores)
 
     return score
 

@@ -4,15 +4,20 @@ import math
 
 import pytest
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from torch import nn, tensor
 from torch.testing import assert_close
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from minippo import definitions as slow
 from minippo import token_log_probs
-from minippo.models import frozen_copy
+from minippo.models import frozen_copy, load_policy
 from minippo.rollout import (
     Responses,
     _inverse_cdf,
@@ -605,3 +610,85 @@ def test_load_score_refuses_a_text_beyond_the_reward_models_positions(tmp_path):
     long = encode(tiny.tokenizer(), ["a"], ["good " * 48])
     with refuses("load_score: the responses", "50"):
         load_score(tmp_path)(long)
+
+
+# ---- a classifier with its own tokenizer and labels
+
+FILMS = ["The film was", "I saw it and"], [" good .", " it was so very bad that I left ."]
+
+
+def bert_tokenizer():
+    """BERT's form: [CLS] text [SEP], padding of its own and no end-of-text token."""
+    words = "[UNK] [CLS] [SEP] [PAD] the film was i saw it and good so very bad that left .".split()
+    made = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer, made.normalizer = pre_tokenizers.Whitespace(), normalizers.Lowercase()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", cls_token="[CLS]", model_max_length=16
+    )
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """A folder with a classifier of three labels, and its logits for FILMS, one text at a time."""
+    names = {0: "bad", 1: "so-so", 2: "GOOD"}
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=18, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16, max_position_embeddings=20, id2label=names, initializer_range=0.5,
+        )
+    ).eval()  # fmt: skip
+    model.save_pretrained(tmp_path)
+    bert_tokenizer().save_pretrained(tmp_path)
+    rows = [[1, 4, 5, 6, 11, 17, 2], [1, 7, 8, 9, 10, 9, 6, 12, 13, 14, 15, 7, 16, 17, 2]]
+    return tmp_path, torch.cat([model(input_ids=tensor([row])).logits for row in rows]).detach()
+
+
+def films():
+    return encode(tokenizer := load_policy("tiny-gpt2-sft")[1], *FILMS), tokenizer
+
+
+@pytest.mark.parametrize(("label", "column"), [("2", 2), ("GOOD", 2), ("bad", 0)])
+def test_load_score_pays_the_logit_of_a_classifiers_label(bert, label, column):
+    folder, logits = bert
+    responses, tokenizer = films()
+    for batch_size in (1, 64):
+        got = load_score(f"{folder}#{label}", tokenizer, batch_size=batch_size)(responses)
+        assert_close(got, logits[:, column], rtol=1e-4, atol=1e-5)
+    assert (logits[:, 0] - logits[:, 2]).abs().min() > 0.01
+
+
+@pytest.mark.parametrize("asked", ["", "#", "#good", "#3", "#-1"])
+def test_load_score_names_the_labels_there_are(bert, asked):
+    with pytest.raises(ValueError, match=r"one of bad, so-so, GOOD, 0, 1, 2, got "):
+        load_score(f"{bert[0]}{asked}")
+
+
+def test_a_text_that_the_classifier_cannot_hold_is_refused(bert):
+    tokenizer = films()[1]
+    long = encode(tokenizer, ["the film"], [" was so very very bad that i saw it and left it so ."])
+    with refuses("load_score: the texts", "18"):
+        load_score(f"{bert[0]}#0", tokenizer)(long)
+
+
+def test_a_gpt2_with_two_labels_reads_its_last_token_as_transformers_does(tmp_path):
+    # Its tokenizer has no padding, as GPT-2's has not, and the shorter text must not be read at it.
+    tokenizer = load_policy("tiny-gpt2-sft")[1]
+    settings = tiny.config(vocab_size=len(tokenizer), num_labels=2, initializer_range=0.5)
+    model = GPT2ForSequenceClassification(settings).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = [tensor([tokenizer(p + r)["input_ids"]]) for p, r in zip(*FILMS, strict=True)]
+    last = torch.cat([model.transformer(t).last_hidden_state[:, -1] for t in texts])
+    got = load_score(f"{tmp_path}#1", tokenizer)(films()[0])
+    assert_close(got, (last @ model.score.weight[1]).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_one_label_need_not_be_named_but_may_be(tmp_path):
+    saved_reward_model(tmp_path / "a#b", tiny.tokenizer())  # a folder's own # is no label's
+    plain = load_score(tmp_path / "a#b")(written())
+    (tmp_path / "a#b").rename(tmp_path / "judge")
+    for name in ("judge", "judge#0", "judge#LABEL_0"):
+        assert torch.equal(load_score(tmp_path / name)(written()), plain)
