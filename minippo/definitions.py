@@ -6,6 +6,7 @@ expected slopes. Nothing here comes from the rest of minippo or from torch.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -376,6 +377,26 @@ def optimal_policy(ref_log_probs: Row, rewards: Row, beta: float) -> Row:
     logs = [lp + r / beta for lp, r in zip(ref_log_probs, rewards, strict=True)]
     total = sum(math.exp(x - max(logs)) for x in logs)
     return [x - max(logs) - math.log(total) for x in logs]
+
+
+def best_of_n_mean(proxy: Row, gold: Row, n: int) -> float:
+    """The mean, over every set of n responses, of the gold of the one with the highest proxy."""
+    sets = itertools.combinations(range(len(proxy)), n)
+    found = [gold[max(chosen, key=proxy.__getitem__)] for chosen in sets]
+    return sum(found) / len(found)
+
+
+def distinct_n(tokens: list[list[int]], mask: Mask, n: int) -> float:
+    """Each n-gram of real tokens counts, the first of its kind as new; the share of new ones."""
+    seen: list[list[int]] = []
+    new = total = 0
+    for row, real in zip(tokens, mask, strict=True):
+        for end in range(n, sum(real) + 1):
+            total += 1
+            if row[end - n : end] not in seen:
+                seen.append(row[end - n : end])
+                new += 1
+    return new / total if total else 0.0
 
 
 # ---- the whole -------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from minippo.checks.exercises import (
     optimal_policy,
     sequence_ratio,
 )
+from minippo.checks.hacking import best_of_n_mean, distinct_n
 from minippo.checks.kl import AdaptiveKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.checks.log_probs import entropy, sequence_log_prob, token_log_probs
 from minippo.checks.losses import (
@@ -47,7 +48,7 @@ _MATHEMATICS = (
     reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
     shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
     group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio, entropy_bonus,
-    combined_loss, optimal_policy,
+    combined_loss, optimal_policy, best_of_n_mean, distinct_n,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, when asked for
 

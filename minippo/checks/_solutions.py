@@ -1,6 +1,9 @@
 """Solutions that the package does not need itself. They are checked like a student's."""
 
-from jaxtyping import Bool, Float
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
 from minippo import entropy, masked_mean
@@ -61,3 +64,28 @@ def optimal_policy(
     No policy has a larger mean reward minus beta * KL(policy || reference).
     """
     return (ref_log_probs + rewards / beta).log_softmax(-1)
+
+
+def best_of_n_mean(
+    proxy: Float[Tensor, " responses"], gold: Float[Tensor, " responses"], n: int
+) -> Float[Tensor, ""]:
+    """The mean gold of the best of n by proxy, over all ways to draw n of these responses.
+
+    The i-th from below is the best of C(i - 1, n - 1) of the C(N, n) draws. Source: Nakano et al.
+    2021 (arXiv:2112.09332), app. I.
+    """
+    draws = math.comb(len(proxy), n)
+    weights = [math.comb(i, n - 1) / draws for i in range(len(proxy))]
+    return gold[proxy.argsort()] @ torch.tensor(weights, dtype=gold.dtype)
+
+
+def distinct_n(
+    tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], n: int
+) -> Float[Tensor, ""]:
+    """Different n-grams over all n-grams of the batch's real tokens; 0 where there are none.
+
+    1 says that nothing is said twice, in one response or in two of them.
+    """
+    texts = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
+    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
+    return torch.tensor(len(set(grams)) / max(len(grams), 1))

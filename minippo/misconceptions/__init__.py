@@ -78,6 +78,7 @@ from minippo.misconceptions import (  # noqa: E402
     advantages,  # noqa: F401
     alternatives,  # noqa: F401
     exercises,  # noqa: F401
+    hacking,  # noqa: F401
     kl,  # noqa: F401
     log_probs,  # noqa: F401
     losses,  # noqa: F401
