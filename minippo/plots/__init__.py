@@ -42,6 +42,7 @@ from minippo.plots.rewards import (
     over_optimisation_panels,
 )
 from minippo.plots.runs import History, TrainingRun, health, training_run, training_run_panels
+from minippo.plots.seeds import each_seed, over_seeds
 
 __all__ = [
     "COLOURS",
@@ -73,6 +74,7 @@ __all__ = [
     "combined_loss_panels",
     "credit",
     "credit_panels",
+    "each_seed",
     "frontier",
     "health",
     "kl_controller",
@@ -83,6 +85,7 @@ __all__ = [
     "next_token_panels",
     "over_optimisation",
     "over_optimisation_panels",
+    "over_seeds",
     "pipeline",
     "pipeline_alt",
     "png",

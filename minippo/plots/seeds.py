@@ -1,0 +1,77 @@
+"""Pictures of experiments of several seeds: mean and range, never one lucky run."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from minippo._validate import fail
+from minippo.plots._base import tidy
+from minippo.plots.rewards import LOOKS
+
+Numbers = Sequence[float]
+Curves = Mapping[str, tuple[Numbers, Sequence[Numbers]]]
+
+
+def over_seeds(
+    panels: Mapping[str, Curves], *, x: str = "", marks: Mapping[str, float] | None = None
+) -> Figure:
+    """Curves side by side: panel -> name -> (x, for each seed its values).
+
+    A line is the mean over seeds, the band around it their range. `marks`: panel -> where a
+    vertical line stands. What to see: whether two lines are farther apart than their bands are
+    wide.
+    """
+    _check("over_seeds", panels)
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, curves) in zip(grid, panels.items(), strict=True):
+        for (name, (places, rows)), (colour, _, style) in zip(curves.items(), LOOKS, strict=False):
+            values = np.array(rows, float)
+            if values.ndim != 2 or values.shape[1] != len(places):
+                must = f"hold for each seed {len(places)} values, as many as x"
+                fail("over_seeds", f"{title!r}, {name!r}", must, f"shape {list(values.shape)}")
+            low, high = values.min(0), values.max(0)
+            axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
+            axes.plot(places, values.mean(0), style, color=colour, lw=2, label=name)
+        if marks and title in marks:
+            axes.axvline(marks[title], color="#777777", ls=":", lw=1.5)
+        tidy(axes, x=x)
+        axes.set_title(title, fontsize=11)
+        if len(curves) > 1:
+            axes.legend(loc="best", fontsize=9)
+    return figure
+
+
+def each_seed(
+    panels: Mapping[str, Mapping[str, Numbers]], *, marks: Mapping[str, float] | None = None
+) -> Figure:
+    """Numbers side by side: panel -> name of a row -> one value for each seed.
+
+    A small dot is a seed, the bar their mean. `marks`: panel -> where a vertical line stands. What
+    to see: where the dots of two rows do not overlap, no seed says otherwise.
+    """
+    _check("each_seed", panels)
+    names = list(next(iter(panels.values())))
+    figure = Figure(figsize=(9, 0.9 + 0.32 * len(names)), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, rows), (colour, _, _) in zip(grid, panels.items(), LOOKS, strict=False):
+        if list(rows) != names:
+            fail("each_seed", f"{title!r}", f"have the rows {names}", list(rows))
+        for y, values in enumerate(rows.values()):
+            axes.plot(values, [y] * len(values), "o", color=colour, ms=5, alpha=0.6)
+            axes.plot([np.mean(values)], [y], "|", color="black", ms=15, mew=2.5)
+        if marks and title in marks:
+            axes.axvline(marks[title], color="#777777", ls=":", lw=1.5)
+        tidy(axes, x=title)
+    grid[0].set_yticks(range(len(names)), names)
+    grid[0].invert_yaxis()
+    return figure
+
+
+def _check(caller: str, panels: Mapping[str, Mapping[str, object]]) -> None:
+    if not 1 <= len(panels) <= 4 or not all(len(rows) >= 1 for rows in panels.values()):
+        must = "be 1 to 4 panels with at least one row each"
+        fail(caller, "panels", must, {title: len(rows) for title, rows in panels.items()})
+    if caller == "over_seeds" and any(len(curves) > len(LOOKS) for curves in panels.values()):
+        fail(caller, "panels", f"hold at most {len(LOOKS)} curves each", "more")
