@@ -1,0 +1,376 @@
+"""Reward hacking: what a judge likes against what is meant, and what helps.
+
+A judge here is a reward model trained, as the shipped one was, from the SFT model's body, but on
+1,000 preference pairs unless its case says otherwise. Its scores are brought to mean 0 and
+deviation 1 on the SFT model's responses, so that beta means the same for all judges. Judge `seed`
+has its own pairs and its own head.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from studies.common import SEEDS, Row, diversity, judged, make_rows, ppo
+from torch import Tensor
+
+from minippo import world
+from minippo.checks._solutions import best_of_n_mean
+from minippo.data import load_texts
+from minippo.models import PolicyWithValue, RewardModel, load_policy, load_reward_model
+from minippo.ppo import PPOConfig
+from minippo.reward_model import preference_accuracy, train_reward_model
+from minippo.rollout import (
+    Responses,
+    Rollout,
+    Score,
+    decode,
+    encode,
+    encode_prompts,
+    ensemble_score,
+    generate,
+    respond,
+    score_with,
+)
+from minippo.sft import FitConfig
+from minippo.trainer import PPOTrainer
+
+STEPS, TIME = 25, 40
+SIZES = {"rollout_size": 32, "minibatch_size": 32}
+CONFIG = {"kl_coef": 0.0, "lam": 1.0, **SIZES}
+PAIRS, ANNOTATED = 1000, 500
+NS = [2**i for i in range(8)]  # 1 to 128
+CANDIDATES = 256  # a prompt
+PROVOKING = ("Flatter", "Be ")
+PLAIN = [p for p in world.PROMPTS_HELD_OUT if not p.startswith(PROVOKING)]
+ANNOTATORS = {
+    "gold": world.Annotator(),
+    "length": world.Annotator(length_bias=1.0),
+    "flattery": world.Annotator(flattery_bias=2.0),
+    "evasion": world.Annotator(evasion_bias=2.0),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A reward model's standardised score, and its accuracy in gold's order on held-out pairs."""
+
+    model: RewardModel
+    mean: float
+    deviation: float
+    accuracy: float
+    kept: dict[str, Any]
+
+    def __call__(self, responses: Responses) -> Tensor:
+        """A score a response, in deviations."""
+        if self.kept.get("of") is not responses:  # ensembles ask for the same again
+            self.kept.update(of=responses, scores=_scores(self.model, responses))
+        return (self.kept["scores"] - self.mean) / self.deviation
+
+
+# ---- judges ------------------------------------------------------------------------------------
+
+
+@cache
+def judge(
+    seed: int, pairs: int = PAIRS, flipped: float = 0.0, annotator: str = "", fresh: int = 0
+) -> Judge:
+    """Trained on `pairs` shipped pairs, or on a named annotator's, and on `fresh` newer ones."""
+    found = _annotated(seed, annotator) if annotator else load_texts("preferences")[3750 * seed :]
+    found = found[:pairs]
+    rng = random.Random(seed)
+    for pair in found:
+        if rng.random() < flipped:
+            pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
+    if fresh:
+        found = found + _pairs_of(run_ppo("weak", seed, STEPS // 2).policy, fresh, 100 + seed)
+    policy, tokenizer = sft()
+    model, _ = load_reward_model("tiny-gpt2-reward")  # for its form alone
+    model.body.base_model.load_state_dict(policy.language_model.base_model.state_dict())
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(model.body.score.weight, std=0.02)
+    config = FitConfig(epochs=2, minibatch_size=64, learning_rate=1e-3, warmup_steps=5, seed=seed)
+    prompts = [pair["prompt"] for pair in found]
+    chosen, rejected = (
+        encode(tokenizer, prompts, [pair[side] for pair in found])
+        for side in ("chosen", "rejected")
+    )
+    train_reward_model(model, chosen, rejected, config)
+    return measured(model)
+
+
+@cache
+def shipped() -> Judge:
+    """The shipped judge: 20,000 pairs."""
+    return measured(load_reward_model("tiny-gpt2-reward")[0])
+
+
+def measured(model: RewardModel) -> Judge:
+    """With the scale of its scores on SFT responses, and its accuracy on held-out pairs of them."""
+    model.eval().requires_grad_(False)
+    responses, gold = _held_out_pairs()
+    scores = _scores(model, responses)
+    return Judge(
+        model, float(scores.mean()), float(scores.std()), in_order(scores.view(-1, 2), gold), {}
+    )
+
+
+def ensemble(seed: int, how: Any) -> Score:
+    """Three judges, each with 1,000 pairs of its own."""
+    members = [judge((seed + i) % len(SEEDS)) for i in range(3)]
+    return ensemble_score(members, how=how, coef=1.0)
+
+
+def in_order(scores: Tensor, gold: Tensor) -> float:
+    """Of pairs of answers to one prompt whose gold differs: the share that the scores order right.
+
+    Both are [prompts, answers]; all pairs of a prompt's answers count.
+    """
+    better, worse = list[Tensor](), list[Tensor]()
+    for i, j in combinations(range(gold.shape[1]), 2):
+        first = gold[:, i] > gold[:, j]
+        differ = gold[:, i] != gold[:, j]
+        better.append(torch.where(first, scores[:, i], scores[:, j])[differ])
+        worse.append(torch.where(first, scores[:, j], scores[:, i])[differ])
+    return float(preference_accuracy(torch.cat(better), torch.cat(worse)))
+
+
+@torch.no_grad()
+def _scores(model: RewardModel, responses: Responses) -> Tensor:
+    parts = [responses[i : i + 128].trim() for i in range(0, len(responses), 128)]
+    return torch.cat([score_with(model)(part) for part in parts])
+
+
+@cache
+def sft() -> tuple[PolicyWithValue, Any]:
+    """The SFT model and the tokenizer."""
+    policy, tokenizer = load_policy("tiny-gpt2-sft")
+    return policy.eval().requires_grad_(False), tokenizer
+
+
+@cache
+def _held_out_pairs() -> tuple[Responses, Tensor]:
+    prompts = [p for p in world.PROMPTS_HELD_OUT for _ in range(20)]
+    responses, texts = answers(sft()[0], prompts, seed=77)
+    return responses, _gold(prompts, texts).view(-1, 2)
+
+
+def _pairs_of(policy: PolicyWithValue, n: int, seed: int) -> list[dict[str, str]]:
+    """The policy's own responses to train prompts, two by two, ordered by the annotator."""
+    rng = random.Random(seed)
+    asked = [rng.choice(world.PROMPTS_TRAIN) for _ in range(n)]
+    texts = respond(policy.eval(), sft()[1], [p for p in asked for _ in range(2)], seed=seed)
+    return _ordered(world.Annotator(), asked, texts, rng)
+
+
+def _annotated(seed: int, annotator: str) -> list[dict[str, str]]:
+    """What the base corpus' writer writes, every other time to a provoking prompt."""
+    rng = random.Random(seed)
+    provoking = [p for p in world.PROMPTS_TRAIN if p.startswith(PROVOKING)]
+    asked = [rng.choice((world.PROMPTS_TRAIN, provoking)[i % 2]) for i in range(ANNOTATED)]
+    texts = [text for p in asked for text in world.completions(p, 2, rng)]
+    return _ordered(ANNOTATORS[annotator], asked, texts, rng)
+
+
+def _ordered(
+    annotator: world.Annotator, asked: Sequence[str], texts: Sequence[str], rng: random.Random
+) -> list[dict[str, str]]:
+    found = []
+    for prompt, a, b in zip(asked, texts[::2], texts[1::2], strict=True):
+        chosen, rejected = (a, b) if annotator.prefers(prompt, a, b, rng) else (b, a)
+        found.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return found
+
+
+# ---- best of n ---------------------------------------------------------------------------------
+
+
+def answers(
+    policy: PolicyWithValue, prompts: Sequence[str], *, seed: int
+) -> tuple[Responses, list[str]]:
+    """One response to each prompt."""
+    tokenizer = sft()[1]
+    ids, mask = encode_prompts(tokenizer, prompts)
+    u = torch.rand(len(ids), TIME, generator=torch.Generator().manual_seed(seed))
+    end = tokenizer.eos_token_id
+    parts = [
+        generate(
+            policy, ids[i : i + 256], mask[i : i + 256], max_new_tokens=TIME, eos_token_id=end,
+            uniforms=u[i : i + 256],
+        )
+        for i in range(0, len(ids), 256)
+    ]  # fmt: skip
+    columns = max(part.ids.shape[1] for part in parts)
+    wide = [
+        torch.nn.functional.pad(part.ids, (0, columns - part.ids.shape[1]), value=end)
+        for part in parts
+    ]
+    masks = [torch.nn.functional.pad(p.mask, (0, columns - p.mask.shape[1])) for p in parts]
+    responses = Responses(ids, mask, torch.cat(wide), torch.cat(masks))
+    return responses, decode(tokenizer, responses)[1]
+
+
+@cache
+def candidates(model: str, n: int) -> tuple[list[str], Responses, list[str], dict[str, Tensor]]:
+    """n responses to each second plain held-out prompt; prompts, responses, texts, traits."""
+    policy = load_policy(model)[0].eval().requires_grad_(False)
+    prompts = [p for p in PLAIN[::2] for _ in range(n)]
+    responses, texts = answers(policy, prompts, seed=5)
+    traits = {
+        "gold": _gold(prompts, texts),
+        "length": torch.tensor([float(len(text.split())) for text in texts]),
+        "flattery": torch.tensor([float(world.is_flattery(text)) for text in texts]),
+        "evasion": torch.tensor([float(world.is_evasive(text)) for text in texts]),
+    }
+    return prompts, responses, texts, {k: x.view(-1, n) for k, x in traits.items()}
+
+
+def best_of_n(
+    part: str, seed: int, name: str, *, model: str = "tiny-gpt2-sft", n: int = CANDIDATES
+) -> Row:
+    """For each n the mean proxy and the mean traits of the response that the judge likes best."""
+    prompts, responses, texts, traits = candidates(model, n)
+    if name == "gold" and part == "best of n":
+        proxy = traits["gold"]
+    else:
+        score = judge(seed, annotator=name) if part == "annotators" else SETTINGS[name](seed)[0]
+        proxy = score(responses).view(-1, n)
+    row: Row = {"n": [k for k in NS if k <= n // 2]}
+    for trait, x in {"proxy": proxy, **traits}.items():
+        means = torch.tensor(
+            [
+                [float(best_of_n_mean(p, y, k)) for k in row["n"]]
+                for p, y in zip(proxy, x, strict=True)
+            ]
+        )
+        row[trait] = means.mean(0).tolist()
+        row[f"{trait} se"] = (means.std(0) / len(means) ** 0.5).tolist()
+    best = proxy[::5].argmax(1)
+    row["texts"] = [
+        {"prompt": prompts[at], "text": texts[at], "proxy": float(proxy.flatten()[at]),
+         "gold": float(traits["gold"].flatten()[at])}
+        for at in (5 * n * i + int(b) for i, b in enumerate(best))
+    ]  # fmt: skip
+    return row
+
+
+# ---- PPO ---------------------------------------------------------------------------------------
+
+
+class Watched(PPOTrainer):
+    """Keeps, of each rollout it trains on, what a watcher of hacking would look at."""
+
+    disagreement: Sequence[Judge] = ()
+
+    def collect(self, prompts: Sequence[str]) -> Rollout:
+        """As ever, and look at it."""
+        rollout = super().collect(prompts)
+        asked, texts = decode(self.tokenizer, rollout.responses)
+        seen = {
+            "gold": float(_gold(asked, texts).mean()),
+            "proxy": float(rollout.total_scores.mean()),
+            "kl": float((rollout.log_probs - rollout.ref_log_probs).sum(1).mean()),
+            "length": float(rollout.mask.sum(1).float().mean()),
+            "ended": float((~rollout.truncated).float().mean()),
+            **diversity(texts),
+        }
+        if self.disagreement:
+            scores = torch.stack([member(rollout.responses) for member in self.disagreement])
+            seen["disagreement"] = float(scores.std(0).mean())
+        self.__dict__.setdefault("seen", []).append(seen)
+        return rollout
+
+
+class WatchedByFive(Watched):
+    """The five weak judges' disagreement, too."""
+
+    @property
+    def disagreement(self) -> Sequence[Judge]:  # type: ignore[override]
+        """Judges 0 to 4."""
+        return [judge(seed) for seed in SEEDS]
+
+
+SETTINGS: dict[str, Any] = {  # name -> seed -> the judge, and what differs in the configuration
+    "weak": lambda seed: (judge(seed), {}),
+    "KL price": lambda seed: (judge(seed), {"kl_coef": 0.1}),
+    "small epsilon": lambda seed: (judge(seed), {"clip_range": 0.05}),
+    "mean of 3": lambda seed: (ensemble(seed, "mean"), {}),
+    "least of 3": lambda seed: (ensemble(seed, "min"), {}),
+    "mean minus variance of 3": lambda seed: (ensemble(seed, "mean_minus_variance"), {}),
+    "1,500 pairs": lambda seed: (judge(seed, 1500), {}),
+    "1,000 and 500 fresh pairs": lambda seed: (judge(seed, fresh=500), {}),
+    "20,000 pairs": lambda seed: (shipped(), {}),
+    "100 pairs": lambda seed: (judge(seed, 100), {}),
+    "300 pairs": lambda seed: (judge(seed, 300), {}),
+    "5,000 pairs": lambda seed: (judge(seed, 5000), {}),
+    "20 % flipped": lambda seed: (judge(seed, flipped=0.2), {}),
+    "40 % flipped": lambda seed: (judge(seed, flipped=0.4), {}),
+}
+
+
+def run_ppo(name: str, seed: int, n_steps: int = STEPS) -> Any:
+    """A run of one of the settings."""
+    score, changes = SETTINGS[name](seed)
+    config = PPOConfig(**(CONFIG | changes), seed=seed)
+    kind = WatchedByFive if name == "weak" and n_steps == STEPS else Watched
+    return ppo(config, n_steps, score=score, kind=kind)
+
+
+def ppo_row(part: str, name: str, seed: int) -> Row:
+    """Curves over the training rollouts; then held-out prompts, four answers to each."""
+    trainer = run_ppo(name, seed)
+    score, tokenizer = trainer.score, trainer.tokenizer
+    row: Row = {
+        "end": judged(trainer.policy, sft()[0], tokenizer, score),
+        "curve": {key: [seen[key] for seen in trainer.seen] for key in trainer.seen[0]},
+    }
+    if isinstance(score, Judge):
+        row["accuracy"] = score.accuracy
+    prompts = [p for p in world.PROMPTS_HELD_OUT for _ in range(4)]
+    responses, texts = answers(trainer.policy.eval(), prompts, seed=9)
+    row["accuracy on its own"] = in_order(
+        score(responses).view(-1, 4), _gold(prompts, texts).view(-1, 4)
+    )
+    row["flattery"] = sum(map(world.is_flattery, texts)) / len(texts)
+    row["evasion"] = sum(map(world.is_evasive, texts)) / len(texts)
+    row["texts"] = [
+        {"prompt": prompts[i], "text": texts[i], "gold": world.gold(prompts[i], texts[i])}
+        for i in range(0, len(texts), 64)
+    ]
+    return row
+
+
+def _gold(prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
+    return torch.tensor([world.gold(p, t) for p, t in zip(prompts, texts, strict=True)])
+
+
+def run(part: str, name: str, seed: int) -> Row:
+    """One row."""
+    if part == "best of n":
+        return best_of_n(part, seed, name)
+    if part == "annotators":
+        return best_of_n(part, seed, name, model="tiny-gpt2-base", n=64)
+    return ppo_row(part, name, seed)
+
+
+def main(path: Path) -> None:
+    """The rows, the most important first."""
+
+    def each(part: str, *names: str) -> list[dict[str, Any]]:
+        return [{"part": part, "name": name, "seed": s} for name in names for s in SEEDS]
+
+    unbiased, *biased = ANNOTATORS
+    once = [{"part": "best of n", "name": name, "seed": 0} for name in ("20,000 pairs", "gold")]
+    ensembles = [name for name in SETTINGS if name.endswith("of 3")]
+    cases = [
+        *each("ppo", "weak"), *each("best of n", "weak", *ensembles), *once,
+        *each("ppo", "KL price", "least of 3", "20,000 pairs"), *each("annotators", *biased),
+        *each("ppo", "100 pairs", "1,000 and 500 fresh pairs", "small epsilon", "1,500 pairs"),
+        *each("annotators", unbiased), *each("ppo", "300 pairs", "mean of 3", "40 % flipped"),
+        *each("ppo", "mean minus variance of 3", "20 % flipped", "5,000 pairs"),
+    ]  # fmt: skip
+    make_rows(path, cases, run)
