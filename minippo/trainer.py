@@ -324,7 +324,9 @@ class PPOTrainer:
     def step(self, prompts: Sequence[str]) -> Stats:
         """One iteration of PPO: act, then learn from it."""
         stats = self.update(self.collect(prompts))
-        self._stop = any([callback(self, stats) for callback in self.callbacks])
+        stop = any([callback(self, stats) for callback in self.callbacks])
+        # One process may have got a Ctrl-C before this and another after: together, or they hang.
+        self._stop = any(gather_object([stop]))
         return stats
 
     def train(self, prompts: Sequence[str], n_steps: int, *, progress: bool = True) -> list[Stats]:

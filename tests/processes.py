@@ -1,28 +1,71 @@
 """What tests/test_processes.py starts twice: three steps of PPO; rank 0 writes what came out."""
 
 import json
+import os
+import signal
 import sys
 
 import torch
+from accelerate.utils import gather_object
 
 from minippo.trainer import weights_hash
 from tests import tiny
 
 
-def main(output: str, changes: str) -> None:
+def watched(trainer):
+    """The advantages of every update of this process, as they were whitened here."""
+    seen, advantages = [], trainer.advantages
+
+    def spy(rollout):
+        result = advantages(rollout)
+        seen.append(result[0].tolist())
+        return result
+
+    trainer.advantages = spy
+    return seen
+
+
+def failing(trainer, how):
+    """Let the last process alone fail in its second step, or be interrupted in its first."""
+    if trainer.accelerator.process_index != trainer.accelerator.num_processes - 1:
+        return
+    judge, calls = trainer.score, []
+
+    def score(responses):
+        calls.append(1)
+        if how == "raises" and len(calls) == 2:
+            raise ZeroDivisionError("this rank's own error")
+        if how == "dies" and len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return judge(responses)
+
+    trainer.score = score
+    if how == "stops":  # one process gets the Ctrl-C before the end of a step, the other after
+        trainer.callbacks.append(lambda trainer, stats: stats["step"] == 1)
+
+
+def main(output: str, changes: str, how: str = "") -> None:
     torch.set_num_threads(1)
     # With a tracker: to finish it must not end the group of processes, which saving needs.
     logs = {"log_with": "tensorboard", "log_dir": f"{output}.logs"}
     trainer = tiny.trainer(score=tiny.spread, **logs, **json.loads(changes))
+    advantages = watched(trainer)
+    failing(trainer, how)
     trainer.train(tiny.PROMPTS, 3, progress=False)
-    processes = trainer.accelerator.num_processes
-    hashes = trainer.accelerator.gather(
-        torch.tensor([int(weights_hash(trainer.policy)[:12], 16)])
-    ).tolist()
+    ranks = gather_object(
+        [
+            {
+                "history": trainer.history,
+                "weights": weights_hash(trainer.policy),
+                "advantages": advantages,
+                "coef": trainer.kl_controller.coef,
+            }
+        ]
+    )
     trainer.save(output)
     if trainer.accelerator.is_main_process:
         with open(f"{output}.json", "w") as file:
-            json.dump({"processes": processes, "history": trainer.history, "hashes": hashes}, file)
+            json.dump(ranks, file)
     # No end_training(): destroying the process group while gloo's thread still drops the last
     # barrier's tensor makes the two wait for each other (torch 2.13: the thread for the GIL, the
     # holder of the GIL for the thread). At exit the group goes by itself.
