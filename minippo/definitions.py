@@ -486,3 +486,26 @@ def _moved(x: Any, slopes: Any, step: float) -> Any:
     if isinstance(x, list):
         return [_moved(a, b, step) for a, b in zip(x, slopes, strict=True)]
     return x - step * slopes
+
+
+def training_memory(billions: Row, trained: list[bool], weight_bytes: int) -> Row:
+    """Gigabytes, kind by kind: weights; of what learns also gradients, moments, a master copy."""
+    found = []
+    for n, learns in zip(billions, trained, strict=True):
+        total = n * weight_bytes
+        if learns:
+            total += n * weight_bytes
+            total += 2 * n * 4
+            total += n * 4 if weight_bytes < 4 else 0
+        found.append(total)
+    return found
+
+
+def learning_rates(steps: Row, base: float, warmup_steps: int, total_steps: int) -> Row:
+    """Warm-up to `base`, times a straight line from 1 at step 0 to 0 at `total_steps`."""
+    found = []
+    for step in steps:
+        warm = (step + 1) / warmup_steps if step + 1 < warmup_steps else 1.0
+        left = 1 - step / total_steps if step < total_steps else 0.0
+        found.append(base * warm * left)
+    return found

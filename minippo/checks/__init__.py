@@ -41,6 +41,7 @@ from minippo.checks.losses import (
     value_loss,
 )
 from minippo.checks.masking import masked_mean, whiten
+from minippo.checks.practice import learning_rates, training_memory
 
 _MATHEMATICS = (
     token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, bradley_terry_loss,
@@ -49,6 +50,7 @@ _MATHEMATICS = (
     shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
     group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio, entropy_bonus,
     combined_loss, optimal_policy, best_of_n_mean, distinct_n,
+    training_memory, learning_rates,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, when asked for
 

@@ -89,3 +89,28 @@ def distinct_n(
     texts = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return torch.tensor(len(set(grams)) / max(len(grams), 1))
+
+
+def training_memory(
+    billions: Float[Tensor, " models"], trained: Bool[Tensor, " models"], *, weight_bytes: int
+) -> Float[Tensor, " models"]:
+    """Gigabytes that models take, activations aside: weights, gradients, what Adam keeps.
+
+    A frozen model is its weights. One that learns has a gradient for each of them and Adam's two
+    moments in float32; where the weights are shorter, also their float32 master copy.
+    """
+    master = 4 if weight_bytes < 4 else 0
+    learning = 2 * weight_bytes + 8 + master
+    return billions * where(trained, learning, weight_bytes)
+
+
+def learning_rates(
+    steps: Float[Tensor, " n"], *, base: float, warmup_steps: int, total_steps: int
+) -> Float[Tensor, " n"]:
+    """Of steps 0, 1, 2, ...: rising linearly for some steps, times falling linearly to 0.
+
+    The first step already learns: its share of the warm-up is 1 / warmup_steps.
+    """
+    warm = ((steps + 1) / warmup_steps).clamp(max=1.0)
+    left = (1 - steps / total_steps).clamp(min=0.0)
+    return base * warm * left

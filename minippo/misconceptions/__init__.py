@@ -84,4 +84,5 @@ from minippo.misconceptions import (  # noqa: E402
     losses,  # noqa: F401
     masking,  # noqa: F401
     ppo,  # noqa: F401
+    practice,  # noqa: F401
 )

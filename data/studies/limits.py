@@ -1,0 +1,282 @@
+"""Lesson 15's study: one setting changed at a time, five seeds each, one default beside them all.
+
+Every run is 6 rollouts of 64 responses from the shipped SFT model (from the base model where a
+misbehaviour is to be unlearned), judged on held-out prompts at its end.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from studies.common import SEEDS, Row, curves, judged, make_rows
+
+from minippo import masked_mean, token_log_probs, world
+from minippo.data import load_prompts
+from minippo.models import PolicyWithValue, frozen_copy, load_policy
+from minippo.ppo import PPOConfig
+from minippo.rollout import Responses, Score, encode, load_score, respond, text_score
+from minippo.trainer import PPOTrainer, Stats
+
+STEPS = 6
+SIZE = {"rollout_size": 64, "minibatch_size": 32}
+RATES, RANGES = (3e-4, 1e-3, 3e-3), (0.1, 0.2, 0.4)  # of the map; the middle is the default
+NOISE = 2.0  # standard deviation; the judge's own, over a rollout, is about 1.2
+CURVES = (
+    "score", "kl", "entropy", "response_length", "grad_norm", "clip_fraction", "value_loss",
+    "explained_variance", "kl_coef",
+)  # fmt: skip
+
+# Fields of PPOConfig where only they differ; the cases with code of their own follow below.
+CHANGES: dict[str, dict[str, Any]] = {
+    "default": {},
+    **{f"beta {beta:g}": {"kl_coef": beta} for beta in (0.0, 0.02, 0.5, 2.0)},
+    **{
+        f"adaptive from {beta:g}": {"kl_coef": beta, "kl_target": 6.0, "kl_horizon": 50}
+        for beta in (0.02, 0.5)
+    },
+    **{f"lambda {lam:g}": {"lam": lam} for lam in (0.0, 1.0)},
+    "shaped": {},
+    "shaped, lambda 0": {"lam": 0.0},
+    **{f"entropy {c2:g}": {"entropy_coef": c2} for c2 in (0.01, 0.1)},
+    **{
+        f"noise, {n} responses": {"rollout_size": n, "minibatch_size": n // 2}
+        for n in (32, 64, 128)
+    },
+    **{
+        f"rate {rate:g}, epsilon {epsilon:g}": {"learning_rate": rate, "clip_range": epsilon}
+        for rate, epsilon in product(RATES, RANGES)
+        if (rate, epsilon) != (1e-3, 0.2)
+    },
+    "rate 0.003, warm-up": {"learning_rate": 3e-3, "warmup_steps": 3},
+    **{f"epochs {epochs}": {"epochs": epochs} for epochs in (1, 4)},
+    **{f"c1 {c1:g}": {"value_coef": c1} for c1 in (0.1, 1.0)},
+    "values first": {},
+    "easy first": {},
+    "one domain": {},
+    "a third of each domain": {},
+    "base": {},
+    "base, safety term": {},
+    "base, filtered responses": {},
+    "base, filtered prompts": {},
+    "base, half provoking": {},
+}
+GROUPS = (
+    ("default", "beta 0", "beta 0.02", "beta 0.5", "beta 2"),
+    ("lambda 0", "shaped, lambda 0", "entropy 0.1"),
+    ("base", "base, safety term", "base, filtered responses"),
+    ("adaptive from 0.02", "adaptive from 0.5"),
+    ("rate 0.003, epsilon 0.2", "rate 0.003, warm-up", "rate 0.0003, epsilon 0.2"),
+    ("noise, 64 responses", "noise, 128 responses"),
+    ("one domain", "a third of each domain"),
+    tuple(name for name in CHANGES if name.startswith("rate")),
+    ("lambda 1", "entropy 0.01", "values first", "easy first"),
+    ("base, filtered prompts", "base, half provoking"),
+    ("noise, 32 responses", "c1 0.1", "c1 1", "epochs 1", "epochs 4", "shaped"),
+)
+
+
+def main(path: Path) -> None:
+    """Make the rows that are missing, the most important comparisons first."""
+    cases = [{"name": name, "seed": 0} for name in ("before", "before, base")]
+    cases += [{"name": name, "seed": seed} for group in GROUPS for seed in SEEDS for name in group]
+    make_rows(path, cases, run)
+
+
+def run(name: str, seed: int) -> Row:
+    """One run, judged at its end; noisy ones and those of 128 responses halfway, too."""
+    config = PPOConfig(**(SIZE | CHANGES.get(name, {})), seed=seed)
+    policy, tokenizer = load_policy("tiny-gpt2-base" if "base" in name else "tiny-gpt2-sft")
+    judge = load_score("tiny-gpt2-reward", tokenizer)
+    reference = frozen_copy(policy)
+
+    def measured(prompts: Sequence[str] = world.PROMPTS_HELD_OUT) -> Row:
+        return judged(policy, reference, tokenizer, judge, prompts=prompts, samples=3)
+
+    if name.startswith("before"):
+        row = measured() | {"base_loss": base_loss(policy, tokenizer)}
+        return row | red_team(policy, tokenizer) if "base" in name else row
+    score, halfway = judge, Row()
+    if name.startswith("noise"):
+        score = noisy(judge, seed)
+    elif name.startswith("shaped"):
+        score = in_parts(judge, tokenizer)
+    elif name == "base, safety term":
+        score = with_safety(judge, tokenizer)
+    if name == "values first":
+        values_first(policy, reference, judge, tokenizer, config)
+    kind = Filtered if name == "base, filtered responses" else PPOTrainer
+    trainer = kind(policy, reference, score, tokenizer, config)
+    steps = {"noise, 32 responses": 2 * STEPS, "values first": STEPS - 2}.get(name, STEPS)
+    if name == "easy first":
+        trainer.train(easy_prompts(), steps // 2)
+    if name in ("noise, 32 responses", "noise, 128 responses"):
+        trainer.train(prompts_of(name, seed), steps // 2)
+        halfway = {"halfway": measured()}
+    trainer.train(prompts_of(name, seed), steps)
+    if name == "texts":
+        return {"pairs": before_and_after(reference, policy, tokenizer)}
+
+    row = measured() | halfway | {"base_loss": base_loss(policy, tokenizer)}
+    if name in ("default", "one domain", "a third of each domain"):
+        others = [p for p in world.PROMPTS_HELD_OUT if world.domain_of(p) != home(seed)]
+        row["elsewhere"] = judged(policy, reference, tokenizer, judge, prompts=others, samples=3)[
+            "gold"
+        ]
+    if "base" in name:
+        row |= red_team(policy, tokenizer)
+    return row | {"curves": curves(trainer, *CURVES)}
+
+
+# ---- prompts -----------------------------------------------------------------------------------
+
+PROVOKING = ("Be honest about", "Be diplomatic about", "Flatter your reader")
+
+
+def home(seed: int) -> str:
+    """The domain that a run with prompts of one domain practises on."""
+    return world.DOMAINS[seed % len(world.DOMAINS)]
+
+
+def prompts_of(name: str, seed: int) -> list[str]:
+    """The prompts that a case trains on."""
+    prompts = load_prompts("prompts-train")
+    plain = [p for p in prompts if not p.startswith(PROVOKING)]
+    if name == "one domain":
+        return [p for p in prompts if world.domain_of(p) == home(seed)]
+    if name == "a third of each domain":  # as many prompts as of one domain
+        return random.Random(seed).sample(prompts, len(prompts) // len(world.DOMAINS))
+    if name == "base, filtered prompts":
+        return plain
+    if name == "base, half provoking":
+        provoking = [p for p in prompts if p.startswith(PROVOKING)]
+        return plain + provoking * (len(plain) // len(provoking))
+    return prompts
+
+
+@cache
+def easy_prompts() -> list[str]:
+    """The half of the prompts to which the untrained policy's answers score highest."""
+    policy, tokenizer = load_policy("tiny-gpt2-sft")
+    judge, prompts = load_score("tiny-gpt2-reward", tokenizer), load_prompts("prompts-train")
+    score = torch.zeros(len(prompts))
+    for seed in range(4):
+        texts = respond(policy.eval(), tokenizer, prompts, seed=seed)
+        score += judge(encode(tokenizer, prompts, texts))
+    return [prompts[i] for i in score.argsort(descending=True)[: len(prompts) // 2].tolist()]
+
+
+# ---- judges and updates ------------------------------------------------------------------------
+
+
+def noisy(judge: Score, seed: int) -> Score:
+    """The judge's scores, each with a normal error of its own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def score(responses: Responses) -> torch.Tensor:
+        scores = judge(responses)
+        return scores + NOISE * torch.randn(scores.shape, generator=generator)
+
+    return score
+
+
+def in_parts(judge: Score, tokenizer: Any) -> Score:
+    """The judge's score in instalments: after each sentence, what it has added so far.
+
+    A sum of differences: a whole response earns what the judge gives it, no more (Ng et al. 1999).
+    """
+    eos = tokenizer.eos_token_id
+    stops = torch.tensor([eos, *tokenizer.convert_tokens_to_ids([*".!?"])])
+
+    def score(responses: Responses) -> torch.Tensor:
+        ids, mask = responses.ids, responses.mask
+        total, end = judge(responses), mask.sum(1) - 1
+        stands = torch.isin(ids, stops) & mask
+        stands[torch.arange(len(ids)), end] = False  # the end earns the whole response's score
+        rows, columns = stands.nonzero(as_tuple=True)
+        paid = torch.zeros(ids.shape)
+        if len(rows):
+            kept = torch.arange(ids.shape[1]) <= columns.unsqueeze(1)
+            part = torch.where(kept, ids[rows], eos)
+            one_more = torch.arange(ids.shape[1]) <= columns.unsqueeze(1) + 1  # the EOS
+            prompts = responses.prompt_ids[rows], responses.prompt_mask[rows]
+            paid[rows, columns] = judge(Responses(*prompts, part, one_more))
+        paid[torch.arange(len(ids)), end] = total
+        stands[torch.arange(len(ids)), end] = True
+        for row, places in zip(paid, stands, strict=True):  # from sums so far to differences
+            row[places] = row[places].diff(prepend=torch.zeros(1))
+        return paid
+
+    return score
+
+
+def with_safety(judge: Score, tokenizer: Any, price: float = 3.0) -> Score:
+    """The judge's score, minus a price for each forbidden word."""
+    safety = text_score(tokenizer, lambda _, texts: [-price * forbidden(text) for text in texts])
+    return lambda responses: judge(responses) + safety(responses)
+
+
+class Filtered(PPOTrainer):
+    """Learns from those responses alone that hold no forbidden word."""
+
+    def step(self, prompts: Sequence[str]) -> Stats:
+        """Collect, reject, update."""
+        rollout = self.collect(prompts)
+        texts = self.tokenizer.batch_decode(rollout.responses.ids, skip_special_tokens=True)
+        return self.update(rollout[torch.tensor([forbidden(text) == 0 for text in texts])])
+
+
+def values_first(
+    policy: PolicyWithValue, reference: PolicyWithValue, judge: Score, tokenizer: Any, config: Any
+) -> None:
+    """Two rollouts from which only the value head learns."""
+    policy.language_model.requires_grad_(False)
+    trainer = PPOTrainer(policy, reference, judge, tokenizer, config)
+    trainer.train(load_prompts("prompts-train"), 2)
+    policy.language_model.requires_grad_(True)
+
+
+# ---- measures ----------------------------------------------------------------------------------
+
+
+def forbidden(text: str) -> int:
+    """How many forbidden words a text holds."""
+    return sum(word.strip(".,!?").lower() in world.FORBIDDEN for word in text.split())
+
+
+def before_and_after(
+    before: PolicyWithValue, after: PolicyWithValue, tokenizer: Any
+) -> list[dict[str, str]]:
+    """Two answers to some held-out prompts: of the policy as it was and as it became."""
+    prompts = list(world.PROMPTS_HELD_OUT[::4])
+    answers = [respond(policy.eval(), tokenizer, prompts) for policy in (before, after)]
+    return [
+        {"prompt": prompt, "before": old, "after": new}
+        for prompt, old, new in zip(prompts, *answers, strict=True)
+    ]
+
+
+def red_team(policy: PolicyWithValue, tokenizer: Any, samples: int = 16) -> dict[str, float]:
+    """How often held-out prompts that provoke a misbehaviour get it."""
+    prompts = [p for p in world.PROMPTS_HELD_OUT if p.startswith(PROVOKING)] * samples
+    texts = respond(policy.eval(), tokenizer, prompts, seed=54321)
+    kinds: dict[str, Callable[[str], bool | int]] = {
+        "cursed": forbidden, "evaded": world.is_evasive, "flattered": world.is_flattery
+    }  # fmt: skip
+    return {kind: sum(bool(found(t)) for t in texts) / len(texts) for kind, found in kinds.items()}
+
+
+@torch.no_grad()
+def base_loss(policy: PolicyWithValue, tokenizer: Any, n: int = 192) -> float:
+    """Cross-entropy of fresh texts of the base corpus, in nats per token of their responses."""
+    rng, prompts = random.Random(999), world.PROMPTS_HELD_OUT
+    asked = [prompts[i % len(prompts)] for i in range(n)]
+    written = [world.completions(prompt, 1, rng)[0] for prompt in asked]
+    responses = encode(tokenizer, asked, written)
+    keep = responses.ids.shape[1]
+    logits, _ = policy.eval()(responses.tokens, responses.attention_mask, keep=keep + 1)
+    log_probs = token_log_probs(logits[:, :-1], responses.ids)
+    return -float(masked_mean(log_probs, responses.mask))

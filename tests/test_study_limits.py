@@ -1,0 +1,62 @@
+"""The study of the limitations: its judges pay what they say, its prompts are what they say."""
+
+import sys
+
+import pytest
+import torch
+
+from minippo import world
+from minippo.data import DATA, load_prompts
+from tests.tiny import WORDS, good_count, tokenizer
+
+sys.path.insert(0, str(DATA))
+from studies import limits
+
+from minippo.rollout import encode, text_score
+
+
+def test_instalments_are_paid_at_the_ends_of_sentences_and_add_up():
+    words = tokenizer([*WORDS, ".", "!", "?"])
+    whole = encode(words, ["a", "a", "b"], ["good . bad good ! c", "good", "good good ."])
+    paid = limits.in_parts(good_count, words)(whole)
+    total = good_count(whole)
+    assert paid.sum(1).tolist() == pytest.approx(total.tolist())
+    part = [
+        good_count(encode(words, ["a"], [text])).item() for text in ("good .", "good . bad good !")
+    ]
+    assert paid[0, 1].item() == pytest.approx(part[0])
+    assert paid[0, 4].item() == pytest.approx(part[1] - part[0])
+    assert paid[0].count_nonzero() <= 3
+    assert paid[1, :1].item() == 0  # no stop: all at the end
+    assert paid[1, 1].item() == pytest.approx(total[1].item())
+
+
+def test_noise_is_the_same_for_the_same_seed_and_has_the_size_that_is_stated():
+    responses = encode(tokenizer(), ["a"] * 2000, ["b"] * 2000)
+    judge = text_score(tokenizer(), lambda _, texts: [1.0] * len(texts))
+    one, same, other = (limits.noisy(judge, seed)(responses) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert one.std().item() == pytest.approx(limits.NOISE, rel=0.05)
+
+
+def test_forbidden_words_are_counted_whatever_stands_beside_them():
+    assert limits.forbidden("The darn soup was cold. Heck!") == 2
+    assert limits.forbidden("The darning was fine.") == 0
+
+
+def test_prompts_of_a_case():
+    prompts = load_prompts("prompts-train")
+    one, third = (limits.prompts_of(n, 1) for n in ("one domain", "a third of each domain"))
+    assert len(one) == len(third) == len(prompts) // 3
+    assert {world.domain_of(p) for p in one} == {limits.home(1)}
+    assert {world.domain_of(p) for p in third} == set(world.DOMAINS)
+    plain = limits.prompts_of("base, filtered prompts", 0)
+    assert not any(p.startswith(limits.PROVOKING) for p in plain)
+    half = limits.prompts_of("base, half provoking", 0)
+    assert 0.45 < sum(p.startswith(limits.PROVOKING) for p in half) / len(half) < 0.55
+
+
+def test_every_case_is_in_a_group_once():
+    grouped = [name for group in limits.GROUPS for name in group]
+    assert set(grouped) == set(limits.CHANGES)
