@@ -23,7 +23,7 @@ from minippo.trainer import PPOTrainer, Stats
 
 STEPS = 6
 SIZE = {"rollout_size": 64, "minibatch_size": 32}
-RATES, RANGES = (3e-4, 1e-3, 3e-3), (0.1, 0.2, 0.4)  # of the map; the middle is the default
+RATES, RANGES = (3e-4, 1e-3, 3e-3), (0.2, 0.4)  # of the map
 NOISE = 2.0  # standard deviation; the judge's own, over a rollout, is about 1.2
 CURVES = (
     "score", "kl", "entropy", "response_length", "grad_norm", "clip_fraction", "value_loss",
@@ -39,21 +39,18 @@ CHANGES: dict[str, dict[str, Any]] = {
         for beta in (0.02, 0.5)
     },
     **{f"lambda {lam:g}": {"lam": lam} for lam in (0.0, 1.0)},
-    "shaped": {},
     "shaped, lambda 0": {"lam": 0.0},
-    **{f"entropy {c2:g}": {"entropy_coef": c2} for c2 in (0.01, 0.1)},
-    **{
-        f"noise, {n} responses": {"rollout_size": n, "minibatch_size": n // 2}
-        for n in (32, 64, 128)
-    },
+    "entropy 0.1": {"entropy_coef": 0.1},
+    **{f"noise, {n} responses": {"rollout_size": n, "minibatch_size": n // 2} for n in (64, 128)},
     **{
         f"rate {rate:g}, epsilon {epsilon:g}": {"learning_rate": rate, "clip_range": epsilon}
         for rate, epsilon in product(RATES, RANGES)
         if (rate, epsilon) != (1e-3, 0.2)
     },
+    # Why does a price of 2 fail? Steps too long, or values' gradients in the shared trunk?
+    "beta 2, c1 0.005": {"kl_coef": 2.0, "value_coef": 0.005},
+    "rate 0.0003, beta 2": {"learning_rate": 3e-4, "kl_coef": 2.0},
     "rate 0.003, warm-up": {"learning_rate": 3e-3, "warmup_steps": 3},
-    **{f"epochs {epochs}": {"epochs": epochs} for epochs in (1, 4)},
-    **{f"c1 {c1:g}": {"value_coef": c1} for c1 in (0.1, 1.0)},
     "values first": {},
     "easy first": {},
     "one domain": {},
@@ -61,33 +58,30 @@ CHANGES: dict[str, dict[str, Any]] = {
     "base": {},
     "base, safety term": {},
     "base, filtered responses": {},
-    "base, filtered prompts": {},
-    "base, half provoking": {},
 }
 GROUPS = (
     ("default", "beta 0", "beta 0.02", "beta 0.5", "beta 2"),
-    ("lambda 0", "shaped, lambda 0", "entropy 0.1"),
-    ("base", "base, safety term", "base, filtered responses"),
     ("adaptive from 0.02", "adaptive from 0.5"),
-    ("rate 0.003, epsilon 0.2", "rate 0.003, warm-up", "rate 0.0003, epsilon 0.2"),
+    ("lambda 0", "shaped, lambda 0", "entropy 0.1"),
+    ("lambda 1", "base, safety term", "base, filtered responses", "base"),
+    ("rate 0.0003, beta 2", "beta 2, c1 0.005", "rate 0.0003, epsilon 0.2"),
+    ("rate 0.003, epsilon 0.2", "rate 0.003, warm-up"),
     ("noise, 64 responses", "noise, 128 responses"),
     ("one domain", "a third of each domain"),
-    tuple(name for name in CHANGES if name.startswith("rate")),
-    ("lambda 1", "entropy 0.01", "values first", "easy first"),
-    ("base, filtered prompts", "base, half provoking"),
-    ("noise, 32 responses", "c1 0.1", "c1 1", "epochs 1", "epochs 4", "shaped"),
+    tuple(f"rate {rate:g}, epsilon 0.4" for rate in RATES),
+    ("values first", "easy first"),
 )
 
 
 def main(path: Path) -> None:
     """Make the rows that are missing, the most important comparisons first."""
-    cases = [{"name": name, "seed": 0} for name in ("before", "before, base")]
+    cases = [{"name": name, "seed": 0} for name in ("before", "before, base", "texts")]
     cases += [{"name": name, "seed": seed} for group in GROUPS for seed in SEEDS for name in group]
     make_rows(path, cases, run)
 
 
 def run(name: str, seed: int) -> Row:
-    """One run, judged at its end; noisy ones and those of 128 responses halfway, too."""
+    """One run, judged at its end; those of 128 responses halfway, too."""
     config = PPOConfig(**(SIZE | CHANGES.get(name, {})), seed=seed)
     policy, tokenizer = load_policy("tiny-gpt2-base" if "base" in name else "tiny-gpt2-sft")
     judge = load_score("tiny-gpt2-reward", tokenizer)
@@ -110,10 +104,10 @@ def run(name: str, seed: int) -> Row:
         values_first(policy, reference, judge, tokenizer, config)
     kind = Filtered if name == "base, filtered responses" else PPOTrainer
     trainer = kind(policy, reference, score, tokenizer, config)
-    steps = {"noise, 32 responses": 2 * STEPS, "values first": STEPS - 2}.get(name, STEPS)
+    steps = STEPS - 2 if name == "values first" else STEPS
     if name == "easy first":
         trainer.train(easy_prompts(), steps // 2)
-    if name in ("noise, 32 responses", "noise, 128 responses"):
+    if name == "noise, 128 responses":
         trainer.train(prompts_of(name, seed), steps // 2)
         halfway = {"halfway": measured()}
     trainer.train(prompts_of(name, seed), steps)
@@ -144,16 +138,10 @@ def home(seed: int) -> str:
 def prompts_of(name: str, seed: int) -> list[str]:
     """The prompts that a case trains on."""
     prompts = load_prompts("prompts-train")
-    plain = [p for p in prompts if not p.startswith(PROVOKING)]
     if name == "one domain":
         return [p for p in prompts if world.domain_of(p) == home(seed)]
     if name == "a third of each domain":  # as many prompts as of one domain
         return random.Random(seed).sample(prompts, len(prompts) // len(world.DOMAINS))
-    if name == "base, filtered prompts":
-        return plain
-    if name == "base, half provoking":
-        provoking = [p for p in prompts if p.startswith(PROVOKING)]
-        return plain + provoking * (len(plain) // len(provoking))
     return prompts
 
 
