@@ -25,7 +25,6 @@ STEPS = 6
 SIZE = {"rollout_size": 64, "minibatch_size": 32}
 RATES, RANGES = (3e-4, 1e-3, 3e-3), (0.2, 0.4)  # of the map
 NOISE = 2.0  # standard deviation; the judge's own, over a rollout, is about 1.2
-FAULT, PRICE = 2.0, 3.0  # of a forbidden word: what a faulty judge pays, what a safety term takes
 CURVES = (
     "score", "kl", "entropy", "response_length", "grad_norm", "clip_fraction", "value_loss",
     "explained_variance", "kl_coef",
@@ -59,9 +58,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "base": {},
     "base, safety term": {},
     "base, filtered responses": {},
-    "base, faulty judge": {},
-    "base, faulty judge, safety term": {},
-    "base, faulty judge, filtered responses": {},
 }
 GROUPS = (
     ("default", "beta 0", "beta 0.02", "beta 0.5", "beta 2"),
@@ -70,11 +66,6 @@ GROUPS = (
     ("lambda 1", "base, safety term", "base, filtered responses", "base"),
     ("rate 0.0003, beta 2", "beta 2, c1 0.005", "rate 0.0003, epsilon 0.2"),
     ("rate 0.003, epsilon 0.2", "rate 0.003, warm-up"),
-    (
-        "base, faulty judge",
-        "base, faulty judge, safety term",
-        "base, faulty judge, filtered responses",
-    ),
     ("noise, 64 responses", "noise, 128 responses"),
     ("one domain", "a third of each domain"),
     tuple(f"rate {rate:g}, epsilon 0.4" for rate in RATES),
@@ -107,12 +98,11 @@ def run(name: str, seed: int) -> Row:
         score = noisy(judge, seed)
     elif name.startswith("shaped"):
         score = in_parts(judge, tokenizer)
-    elif "base" in name:
-        paid = (FAULT if "faulty" in name else 0.0) - (PRICE if "safety" in name else 0.0)
-        score = paid_for_curses(judge, tokenizer, paid)
+    elif name == "base, safety term":
+        score = with_safety(judge, tokenizer)
     if name == "values first":
         values_first(policy, reference, judge, tokenizer, config)
-    kind = Filtered if name.endswith("filtered responses") else PPOTrainer
+    kind = Filtered if name == "base, filtered responses" else PPOTrainer
     trainer = kind(policy, reference, score, tokenizer, config)
     steps = STEPS - 2 if name == "values first" else STEPS
     if name == "easy first":
@@ -211,9 +201,9 @@ def in_parts(judge: Score, tokenizer: Any) -> Score:
     return score
 
 
-def paid_for_curses(judge: Score, tokenizer: Any, paid: float) -> Score:
-    """The judge's score, and something for each forbidden word: a fault, or a safety term."""
-    words = text_score(tokenizer, lambda _, texts: [paid * forbidden(text) for text in texts])
+def with_safety(judge: Score, tokenizer: Any, price: float = 3.0) -> Score:
+    """The judge's score, minus a price for each forbidden word."""
+    words = text_score(tokenizer, lambda _, texts: [-price * forbidden(text) for text in texts])
     return lambda responses: judge(responses) + words(responses)
 
 
