@@ -49,8 +49,8 @@ def weights(name: str) -> int:
         else:
             layers, width, mlp, heads, kv, vocab = LLAMA[name]
             config = LlamaConfig(
-                vocab_size=vocab, hidden_size=width, intermediate_size=mlp, num_attention_heads=heads,
-                num_hidden_layers=layers, num_key_value_heads=kv,
+                vocab_size=vocab, hidden_size=width, intermediate_size=mlp,
+                num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv,
             )  # fmt: skip
             model = LlamaForCausalLM(config)
         return sum(p.numel() for p in model.parameters())
