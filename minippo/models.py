@@ -165,6 +165,8 @@ def load_policy(
         with warnings.catch_warnings():
             # GPT-2's layers store their weights transposed: peft notices by itself, and says so.
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+            # peft asks transformers by an old name.
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
             model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     return PolicyWithValue(model), tokenizer
 
