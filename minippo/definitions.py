@@ -372,6 +372,18 @@ def combined_loss(
     return policy_loss + c1 * value_loss - c2 * entropy + c3 * kl
 
 
+def accumulated_loss(losses: list[Rows], mask: list[Mask]) -> float:
+    """The mean over the real tokens of all micro-batches together."""
+    real = [x for x, m in zip(leaves(losses), leaves(mask), strict=True) if m]
+    return sum(real) / len(real)
+
+
+def first_ratio_error(log_probs: Rows, old_log_probs: Rows, mask: Mask) -> float:
+    """How far the ratio of some real token is from 1, at most."""
+    tokens = zip(leaves(log_probs), leaves(old_log_probs), leaves(mask), strict=True)
+    return max(abs(math.exp(new - old) - 1) for new, old, m in tokens if m)
+
+
 def optimal_policy(ref_log_probs: Row, rewards: Row, beta: float) -> Row:
     """log of p_i exp(r_i / beta) / sum of p_j exp(r_j / beta); all shifted by the largest."""
     logs = [lp + r / beta for lp, r in zip(ref_log_probs, rewards, strict=True)]

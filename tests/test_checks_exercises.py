@@ -19,6 +19,7 @@ from minippo.rollout import ensemble_score
 pytestmark = pytest.mark.usefixtures("without_hook")
 NAMES = [
     "mean_minus_variance", "sequence_ratio", "entropy_bonus", "combined_loss", "optimal_policy",
+    "accumulated_loss", "first_ratio_error",
 ]  # fmt: skip
 
 
@@ -45,6 +46,15 @@ def test_solutions_by_hand():
 
     found = _solutions.optimal_policy(tensor([0.5, 0.5]).log(), tensor([0.0, 1.0]), beta=0.5)
     assert found.exp().tolist() == pytest.approx([0.11920, 0.88080], abs=1e-5)
+
+    # Two micro-batches of one row, with one real token and with three: (4 + 0 + 0 + 0) / 4.
+    losses = tensor([[[4.0, 9.0, 9.0]], [[0.0, 0.0, 0.0]]])
+    real = tensor([[[True, False, False]], [[True, True, True]]])
+    assert _solutions.accumulated_loss(losses, real).item() == 1.0
+
+    new, old = tensor([[0.5, 0.1, 9.0]]).log(), tensor([[0.4, 0.2, 1.0]]).log()
+    error = _solutions.first_ratio_error(new, old, tensor([[True, True, False]]))
+    assert error.item() == pytest.approx(0.5)
 
 
 def test_they_agree_with_what_the_package_does():
@@ -108,9 +118,23 @@ def by_logsumexp(ref_log_probs, rewards, *, beta):
     return (logs - torch.logsumexp(logs, 0)).float()
 
 
+def token_by_token(losses, mask):
+    n = sum(int(m.sum()) for m in mask)
+    return sum(x[m].sum() / n for x, m in zip(losses, mask, strict=True))
+
+
+def largest_of_both_sides(log_probs, old_log_probs, mask):
+    ratio = minippo.probability_ratio(log_probs[mask], old_log_probs[mask])
+    return torch.maximum(ratio.max() - 1, 1 - ratio.min())
+
+
 @pytest.mark.parametrize(
     ("name", "mine"),
     [
+        ("accumulated_loss", token_by_token),
+        ("accumulated_loss", lambda x, m: minippo.masked_mean(x, m)),
+        ("first_ratio_error", largest_of_both_sides),
+        ("first_ratio_error", lambda p, q, m: (p.float()[m] - q.float()[m]).expm1().abs().max()),
         ("mean_minus_variance", two_moments),
         ("mean_minus_variance", lambda s, *, coef: s.mean(0) - coef * s.std(0, correction=0) ** 2),
         ("sequence_ratio", of_two_log_probs),
@@ -137,6 +161,34 @@ def ratios(log_probs, old_log_probs):
 @pytest.mark.parametrize(
     ("name", "mine", "mistake"),
     [
+        (
+            "accumulated_loss",
+            lambda x, m: torch.stack(
+                [minippo.masked_mean(a, b) for a, b in zip(x, m, strict=True)]
+            ).mean(),
+            "mean of the micro-batches' means",
+        ),
+        (
+            "accumulated_loss",
+            lambda x, m: sum(minippo.masked_mean(a, b) for a, b in zip(x, m, strict=True)),
+            "means added up",
+        ),
+        ("accumulated_loss", lambda x, m: (x * m).sum() / m.sum(), "mask multiplied"),
+        (
+            "first_ratio_error",
+            lambda p, q, m: (ratios(p.float(), q.float()) - 1).abs().nan_to_num().max(),
+            None,
+        ),
+        (
+            "first_ratio_error",
+            lambda p, q, m: (ratios(p.float(), q.float())[m] - 1).max(),
+            "only upwards",
+        ),
+        (
+            "first_ratio_error",
+            lambda p, q, m: (ratios(p.float(), q.float())[m].mean() - 1).abs(),
+            "of the mean ratio",
+        ),
         ("mean_minus_variance", lambda s, *, coef: s.mean(0) - coef * s.var(0).nan_to_num(), None),
         (
             "mean_minus_variance",
@@ -222,6 +274,35 @@ def test_a_gradient_that_is_missing_is_found():
 
 
 # ---- what the catalogue says of training -----------------------------------------------------
+
+
+def test_a_token_of_a_short_micro_batch_weighs_more_in_a_mean_of_means():
+    losses = torch.zeros(2, 1, 3, requires_grad=True)
+    real = tensor([[[True, False, False]], [[True, True, True]]])
+    for flags, weights in (
+        ([], [1 / 4, 1 / 4]),
+        (["mean of the micro-batches' means"], [1 / 2, 1 / 6]),
+    ):
+        found = flawed("accumulated_loss", *flags)(losses, real)
+        slopes = torch.autograd.grad(found, losses)[0]
+        assert slopes[:, 0, 0].tolist() == pytest.approx(weights)
+
+
+def test_more_padding_makes_a_smaller_step_and_more_parts_a_larger_one():
+    losses, mask = torch.ones(2, 2, 4), torch.zeros(2, 2, 4).bool()
+    mask[..., :2] = True
+    assert flawed("accumulated_loss")(losses, mask).item() == 1.0
+    assert flawed("accumulated_loss", "padding counted")(losses, mask).item() == 0.5
+    added = flawed("accumulated_loss", "means added up")
+    assert added(losses, mask).item() == 2.0
+    assert added(losses.reshape(4, 1, 4), mask.reshape(4, 1, 4)).item() == 4.0
+
+
+def test_a_mean_of_ratios_near_1_hides_what_the_largest_error_shows():
+    new, old, mask = tensor([[0.5, 1.5]]).log(), torch.zeros(1, 2), torch.ones(1, 2).bool()
+    assert flawed("first_ratio_error")(new, old, mask).item() == pytest.approx(0.5)
+    hidden = flawed("first_ratio_error", "of the mean ratio")(new, old, mask)
+    assert hidden.item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_members_a_tenth_from_their_mean_cost_ten_times_as_much_by_their_deviation():

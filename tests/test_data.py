@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from minippo import data
-from minippo.data import load_prompts, load_texts, read_jsonl, sha256, shipped, write_jsonl
+from minippo.data import load_prompts, load_study, load_texts, read_jsonl, sha256, shipped, write_jsonl
 from tests.shapes import refuses
 
 ROWS = [{"prompt": "The soup"}, {"prompt": 'A "film", they said: è bello 🙂'}]
@@ -157,6 +157,17 @@ def test_what_is_no_name_of_the_hub_is_not_asked_for(monkeypatch, name):
 
 
 # ---- shipped
+
+
+STUDIES = [s for s in data.SHIPPED_STUDIES if (data.DATA / "studies" / f"{s}.jsonl").exists()]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_row_of_a_study_is_one_run_with_its_case_and_its_seed(name):
+    rows = load_study(name)
+    cases = [json.dumps(row["case"], sort_keys=True) for row in rows]
+    assert len(set(cases)) == len(cases) > 0
+    assert all(type(row["case"]["seed"]) is int and len(row) > 1 for row in rows)
 
 
 @pytest.fixture

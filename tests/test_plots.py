@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from minippo import definitions, plots
+from tests.test_widgets import some_rows
 
 # `plots.combined_loss` is the function of that name, and hides its module.
 combined = importlib.import_module("minippo.plots.combined_loss")
@@ -713,6 +714,8 @@ FIGURES = {
     "frontier": lambda: plots.frontier(METHODS),
     "pipeline": lambda: plots.pipeline("stage 3"),
     "ppo_step": lambda: plots.ppo_step("credit"),
+    "bug_curves": lambda: plots.bug_curves(some_rows(), "high"),
+    "bug_curves_panels": lambda: plots.bug_curves_panels(some_rows(), ["high", "low"]),
 }
 
 

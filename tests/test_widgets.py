@@ -12,7 +12,7 @@ import torch
 from matplotlib import pyplot
 from PIL import Image
 
-from minippo import widgets
+from minippo import plots, widgets
 from minippo.widgets import EXPLORERS, Explorer, Question
 
 each_explorer = pytest.mark.parametrize("name", EXPLORERS)
@@ -39,11 +39,27 @@ def some_records():
     return made
 
 
+def some_rows():
+    """Two healthy seeds, and two bugs: one ends high, one low and in numbers that are none."""
+    made = []
+    for n, bug in enumerate(("healthy", "high", "low")):
+        for seed in range(2):
+            end = {"healthy": 0.5, "high": 3.0, "low": -50.0}[bug] + 0.1 * seed
+            curve = [0.1 * n, 0.2, 0.5 * end, end, end, end]
+            names = plots.bugs.CURVES
+            curves = {name: [x + 0.01 * i for x in curve] for i, name in enumerate(names)}
+            if bug == "low":
+                curves["entropy"][1] = None
+            made.append({"case": {"bug": bug, "seed": seed}, "curves": curves})
+    return made
+
+
 # What explorers are given that need more than their settings.
 INPUTS = {
     "training_run": (a_run(),),
     "token_microscope": (some_records(),),
     "over_optimisation": ([0.003, 2.0, 8.0, 20.0], [0.0, 1.0, 2.0, 3.0], [0.0, 0.75, 0.5, -0.5]),
+    "guess_the_bug": (some_rows(), {"high": "It is high.", "low": "It is low."}),
     "frontier": ({"PPO": [[(1, 0.5), (3, 0.7)], [(6, 1), (8, 2)]], "DPO": [[(4, 0.9)]]},),
 }
 

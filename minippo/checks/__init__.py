@@ -21,8 +21,10 @@ from minippo.checks.advantages import (
 )
 from minippo.checks.alternatives import dpo_loss, group_advantages, leave_one_out_advantages
 from minippo.checks.exercises import (
+    accumulated_loss,
     combined_loss,
     entropy_bonus,
+    first_ratio_error,
     mean_minus_variance,
     optimal_policy,
     sequence_ratio,
@@ -50,7 +52,7 @@ _MATHEMATICS = (
     shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
     group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio, entropy_bonus,
     combined_loss, optimal_policy, best_of_n_mean, distinct_n,
-    training_memory, learning_rates,
+    training_memory, learning_rates, accumulated_loss, first_ratio_error,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, when asked for
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
-from minippo import entropy, masked_mean
+from minippo import entropy, masked_mean, probability_ratio
 
 
 def mean_minus_variance(
@@ -114,3 +114,26 @@ def learning_rates(
     warm = ((steps + 1) / warmup_steps).clamp(max=1.0)
     left = (1 - steps / total_steps).clamp(min=0.0)
     return base * warm * left
+
+
+def accumulated_loss(
+    losses: Float[Tensor, "micro batch time"], mask: Bool[Tensor, "micro batch time"]
+) -> Float[Tensor, ""]:
+    """A minibatch's mean over its real tokens, added up over its micro-batches.
+
+    Each sum is divided by the tokens of the *whole* minibatch, so that each may be thrown away
+    after its backward pass.
+    """
+    n_tokens = mask.sum()
+    shares = [where(m, x, 0.0).sum() / n_tokens for x, m in zip(losses, mask, strict=True)]
+    return sum(shares[1:], start=shares[0])
+
+
+def first_ratio_error(
+    log_probs: Float[Tensor, "batch time"],
+    old_log_probs: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, ""]:
+    """The largest |ratio - 1| of a real token: 0 before the first step of an update."""
+    ratio = probability_ratio(where(mask, log_probs, 0.0), where(mask, old_log_probs, 0.0))
+    return (ratio - 1).abs().max()

@@ -129,3 +129,63 @@ def _optimum_cases(draw: Draw) -> Iterator[Case]:
 optimal_policy = Check(
     reference=_solutions.optimal_policy, definition=definitions.optimal_policy, cases=_optimum_cases
 )
+
+
+def _accumulated_cases(draw: Draw) -> Iterator[Case]:
+    def parts(low: float = -2.0) -> dict[str, Nested]:
+        """As many micro-batches as the vocabulary is large, each of its own lengths."""
+        drawn, masks = list[Nested](), list[Nested]()
+        for _ in range(draw.vocab):
+            lengths = [draw.random.randint(1, draw.time) for _ in range(draw.batch)]
+            draw.mask = [[t < length for t in range(draw.time)] for length in lengths]
+            masks.append(draw.mask)
+            drawn.append(draw.token_floats(low))
+        return {"losses": drawn, "mask": masks}
+
+    for _ in range(3):
+        yield draw.case(**parts())
+    yield draw.case("losses above 0", **parts(low=0.25))
+    one = {name: x[:1] for name, x in parts().items()}
+    yield draw.case("one micro-batch", **one)
+
+
+accumulated_loss = Check(
+    reference=_solutions.accumulated_loss,
+    definition=definitions.accumulated_loss,
+    cases=_accumulated_cases,
+    slopes=("losses",),
+)
+
+
+def _error_cases(draw: Draw) -> Iterator[Case]:
+    for _ in range(3):
+        yield draw.case(
+            slopes=False,
+            log_probs=draw.log_probs(), old_log_probs=draw.log_probs(), mask=draw.mask,
+        )  # fmt: skip
+    same = draw.log_probs()
+    yield draw.case(
+        "the same policy", slopes=False, log_probs=same, old_log_probs=same, mask=draw.mask
+    )
+    size = (draw.batch, draw.time)
+    written = [draw.floats(*size, low=-3.0, high=-0.0625) for _ in range(2)]
+    yield draw.case(
+        "what the models say of padding", slopes=False,
+        log_probs=written[0], old_log_probs=written[1], mask=draw.mask,
+    )  # fmt: skip
+    low, high = draw.token_floats(-3.0, -2.0), draw.token_floats(-1.5, -0.5)
+    yield draw.case(
+        "less likely, every token", slopes=False,
+        log_probs=low, old_log_probs=high, mask=draw.mask,
+    )  # fmt: skip
+    yield draw.case(
+        "in half precision", dtype="bfloat16", slopes=False,
+        log_probs=draw.log_probs(), old_log_probs=draw.log_probs(), mask=draw.mask,
+    )  # fmt: skip
+
+
+first_ratio_error = Check(
+    reference=_solutions.first_ratio_error,
+    definition=definitions.first_ratio_error,
+    cases=_error_cases,
+)

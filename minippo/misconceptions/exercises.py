@@ -367,3 +367,127 @@ def optimal_policy(
     if "greedy" in flags:
         log_p = torch.full_like(gain, -torch.inf).index_fill(0, gain.argmax(), 0.0)
     return log_p.exp() if "probabilities for log-probs" in flags else log_p
+
+
+@flawed(
+    Misconception(
+        "mean of the micro-batches' means",
+        "Each micro-batch was averaged by itself, and then the micro-batches.",
+        "Do all tokens weigh the same in yours, when one micro-batch has ten and one has a "
+        "hundred?",
+        "A token in a micro-batch of short responses weighs more: another gradient, and no curve "
+        "says so.",
+        "TRL's PPOTrainer, lm-human-preference-details, twinkle #292",
+    ),
+    Misconception(
+        "mean of the responses' means",
+        "Each response was averaged by itself, and then the responses.",
+        "Does every real token weigh the same in yours?",
+        source="verl's seq-mean-token-mean; verl #593",
+    ),
+    Misconception(
+        "means added up",
+        "Each micro-batch's mean was added, and nothing divided by their number.",
+        "What happens to your loss when the same minibatch is cut into twice as many parts?",
+        "The gradient grows with the number of micro-batches.",
+    ),
+    Misconception(
+        "sum instead of mean",
+        "The losses of the real tokens were added up.",
+        "What happens to yours when the batch doubles?",
+        "The step grows with batch and length.",
+    ),
+    Misconception(
+        "padding counted",
+        "The sum was divided by the number of all slots, padding included.",
+        "How many real tokens are there?",
+        "The more padding, the smaller the step.",
+    ),
+    Misconception(
+        "the last micro-batch alone",
+        "What came back is the last micro-batch's share.",
+        "Where do you add up?",
+        "All micro-batches but one are computed for nothing.",
+    ),
+    LEAK,
+    CUT,
+)
+def accumulated_loss(flags: frozenset[str], losses: Tensor, mask: Tensor) -> Tensor:
+    """The sum over the real tokens of all micro-batches, over their number."""
+    kept = losses * mask if LEAK.name in flags else where(mask, losses, 0.0)
+    counted = torch.ones_like(mask) if "padding counted" in flags else mask
+    if "the last micro-batch alone" in flags:
+        return _cut(kept[-1].sum() / counted.sum(), flags)
+    if "mean of the responses' means" in flags:
+        return _cut((kept.sum(2) / counted.sum(2)).mean(), flags)
+    means = kept.sum((1, 2)) / counted.sum((1, 2))
+    if "mean of the micro-batches' means" in flags:
+        return _cut(means.mean(), flags)
+    if "means added up" in flags:
+        return _cut(means.sum(), flags)
+    n = 1 if "sum instead of mean" in flags else counted.sum()
+    return _cut(kept.sum() / n, flags)
+
+
+@flawed(
+    Misconception(
+        "mean instead of maximum",
+        "The errors were averaged over the tokens.",
+        "One token of a thousand is wrong. What does your number say?",
+        "A bug that touches few tokens, such as a wrong EOS, disappears in the mean.",
+    ),
+    Misconception(
+        "padding counted",
+        "Ratios on padding were looked at, too.",
+        "What does the mask say?",
+        "The alarm rings in healthy runs, and is switched off.",
+    ),
+    Misconception(
+        "only upwards",
+        "The largest ratio - 1 was taken, without its absolute value.",
+        "What does yours say when every token has become less likely?",
+        "Half of the errors are never seen.",
+    ),
+    Misconception(
+        "of the mean ratio",
+        "The ratios were averaged first, and the mean was compared with 1.",
+        "What is the mean of 0.5 and 1.5?",
+        "Errors in both directions cancel: dropout's ratio has a mean near 1.",
+    ),
+    Misconception(
+        "log-ratio instead of ratio",
+        "The largest |log-ratio| was returned, without exp.",
+        "A token is twice as likely as it was. What should come back?",
+    ),
+    Misconception(
+        "upside down",
+        "The old probability was divided by the new one.",
+        "Which of the two is in the numerator?",
+    ),
+    Misconception(
+        "the largest ratio",
+        "The ratio itself was returned, and not its distance from 1.",
+        "What should come back where nothing has changed?",
+    ),
+    LEAK,
+    HALF,
+)
+def first_ratio_error(
+    flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor, mask: Tensor
+) -> Tensor:
+    """The largest |ratio - 1| over the real tokens."""
+    new, old = _wide(log_probs, flags), _wide(old_log_probs, flags)
+    difference = old - new if "upside down" in flags else new - old
+    if LEAK.name not in flags and "padding counted" not in flags:
+        difference = where(mask, difference, 0.0)
+    counted = torch.ones_like(mask) if "padding counted" in flags else mask
+    if "log-ratio instead of ratio" in flags:
+        error = difference
+    else:
+        error = difference.exp() - (0 if "the largest ratio" in flags else 1)
+    if "of the mean ratio" in flags:
+        return ((error * counted).sum() / counted.sum()).abs()
+    error = error if "only upwards" in flags else error.abs()
+    if "mean instead of maximum" in flags:
+        return where(counted, error, 0.0).sum() / counted.sum()
+    return (error * mask).max() if LEAK.name in flags else error[counted].max()

@@ -6,6 +6,15 @@ a name has a `_panels` twin, that shows several settings side by side, for reade
 """
 
 from minippo.plots._base import COLOURS, STYLES, Picture, Shown, png, show, tidy
+from minippo.plots.bugs import (
+    UNDECIDED,
+    BugCurves,
+    Rows,
+    Symptom,
+    bug_curves,
+    bug_curves_panels,
+    symptoms,
+)
 from minippo.plots.clipping import (
     ClipOrPenalty,
     Clipping,
@@ -48,6 +57,8 @@ __all__ = [
     "COLOURS",
     "QUANTITIES",
     "STYLES",
+    "UNDECIDED",
+    "BugCurves",
     "ClipOrPenalty",
     "Clipping",
     "CombinedLoss",
@@ -63,9 +74,13 @@ __all__ = [
     "Pipeline",
     "Points",
     "Replay",
+    "Rows",
     "Shown",
+    "Symptom",
     "TokenMicroscope",
     "TrainingRun",
+    "bug_curves",
+    "bug_curves_panels",
     "clip_or_penalty",
     "clip_or_penalty_panels",
     "clipping",
@@ -94,6 +109,7 @@ __all__ = [
     "replay",
     "replay_panels",
     "show",
+    "symptoms",
     "tidy",
     "token_microscope",
     "token_microscope_panels",

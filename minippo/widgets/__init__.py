@@ -6,6 +6,7 @@ without a kernel there is a `_panels` twin of each in `plots`.
 """
 
 from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets.bugs import guess_the_bug
 from minippo.widgets.compare import Comparison, Share, Table, compare, compare_panels
 from minippo.widgets.dashboard import Dashboard, dashboard
 from minippo.widgets.explorers import (
@@ -43,6 +44,7 @@ __all__ = [
     "credit",
     "dashboard",
     "frontier",
+    "guess_the_bug",
     "kl_controller",
     "kl_two_ways",
     "next_token",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minippo import plots
 from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets.bugs import guess_the_bug
 
 
 def _slider(
@@ -201,4 +202,5 @@ EXPLORERS: dict[str, Callable[..., Explorer]] = {
     "frontier": frontier,
     "pipeline": pipeline,
     "ppo_step": ppo_step,
+    "guess_the_bug": guess_the_bug,
 }

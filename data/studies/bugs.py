@@ -1,0 +1,336 @@
+"""The bug zoo: PPO with one mistake at a time, five seeds, and what the curves say of it.
+
+Each bug is the trainer itself with one method, one configuration or one loss replaced. A row holds
+the statistics that the trainer logs; under "truth" what happened in the same rollouts, measured
+with the right mask and alignment, the KL to the *first* policy; and under "end" the
+trained policy's responses to held-out prompts.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn, where
+
+import minippo.ppo
+import minippo.rollout
+import minippo.trainer
+from minippo import kl_k1, token_log_probs, whiten
+from minippo.data import load_prompts
+from minippo.misconceptions import CATALOGUE
+from minippo.models import PolicyWithValue, frozen_copy, load_policy
+from minippo.ppo import PPOConfig, ppo_loss
+from minippo.rollout import Responses, Rollout, evaluate, load_score, response_mask
+from minippo.trainer import PPOTrainer, Stats
+from studies.common import SEEDS, Row, curves, judged, make_rows
+
+STEPS = 8
+CONFIG = PPOConfig(lam=1.0, rollout_size=64, minibatch_size=32, epochs=2, warmup_steps=2)
+LOGGED = (
+    "score", "reward", "kl", "entropy", "clip_fraction", "first_ratio_error", "approx_kl",
+    "grad_norm", "value_loss", "explained_variance", "response_length", "truncated", "ratio",
+)  # fmt: skip
+
+
+class Healthy(PPOTrainer):
+    """The trainer, which also remembers what truly happened."""
+
+    def __init__(self, policy: PolicyWithValue, *args: Any, **kwargs: Any) -> None:
+        super().__init__(policy, *args, **kwargs)
+        self.first, self.truth = frozen_copy(policy), list[Stats]()
+        self.measures_wrong = False  # then the truth costs two more forward passes
+
+    def collect(self, prompts: Any) -> Rollout:
+        rollout = super().collect(prompts)
+        self.truth.append(self.true_stats(rollout))
+        return self.flaw(rollout)
+
+    def flaw(self, rollout: Rollout) -> Rollout:
+        """What a bug makes of what happened."""
+        return rollout
+
+    @torch.no_grad()
+    def true_stats(self, rollout: Rollout) -> Stats:
+        """Score, KL to the first policy and length, whatever the trainer makes of them."""
+        ids = rollout.responses.ids
+        mask = response_mask(ids, self.tokenizer.eos_token_id)
+        kl = rollout.kl
+        if self.measures_wrong:
+            responses = replace(rollout.responses, mask=mask)
+            logits, first = (evaluate(m, responses)[0] for m in (self.policy, self.first))
+            kl = kl_k1(token_log_probs(logits, ids), token_log_probs(first, ids))
+        return {
+            "score": float(rollout.total_scores.mean()),
+            "kl": float(where(mask, kl, 0.0).sum(1).mean()),
+            "response_length": float(mask.sum(1).float().mean()),
+        }
+
+
+@torch.no_grad()
+def remeasured(trainer: Healthy, rollout: Rollout, responses: Responses) -> Rollout:
+    """The rollout as the trainer would measure these responses at temperature 1."""
+    (logits, values, _), (ref_logits, _, _) = (
+        evaluate(m, responses) for m in (trainer.policy, trainer.reference)
+    )
+    log_probs, ref_log_probs = (
+        where(responses.mask, token_log_probs(z, responses.ids), 0.0) for z in (logits, ref_logits)
+    )
+    return replace(
+        rollout,
+        responses=responses,
+        log_probs=log_probs,
+        ref_log_probs=ref_log_probs,
+        values=where(responses.mask, values, 0.0),
+        kl=kl_k1(log_probs, ref_log_probs),
+    )
+
+
+# ---- bugs of the update ------------------------------------------------------------------------
+
+
+class OldLogProbsAnew(Healthy):
+    """The old log-probs are measured again before every minibatch."""
+
+    def _minibatch(self, rollout: Rollout, advantages: Any, returns: Any, rows: Any) -> Stats:
+        batch = rollout[rows]
+        batch = replace(batch, log_probs=remeasured(self, batch, batch.responses).log_probs)
+        return super()._minibatch(batch, advantages[rows], returns[rows], torch.arange(len(rows)))
+
+
+class HeadNotClipped(Healthy):
+    """The gradient's norm is taken, and cut, without the value head."""
+
+    def _optimizer_step(self, stats: Stats) -> Stats:
+        limit = self.config.max_grad_norm or torch.inf
+        norm = nn.utils.clip_grad_norm_(self.policy.language_model.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return stats | {"grad_norm": float(norm), "stopped": 0.0}
+
+
+class GradientsPileUp(Healthy):
+    """Nothing sets the gradients to zero."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.optimizer.zero_grad = lambda *_, **__: None  # type: ignore[method-assign]
+
+
+class DropoutOn(Healthy):
+    """GPT-2's own dropout of 0.1, in training mode."""
+
+    def __init__(self, policy: PolicyWithValue, *args: Any, **kwargs: Any) -> None:
+        super().__init__(policy, *args, **kwargs)
+        for module in policy.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.1
+
+
+class WhitenedReturns(Healthy):
+    """Returns = whitened advantages + values."""
+
+    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        advantages, _, rewards = super().advantages(rollout)
+        return advantages, where(rollout.mask, advantages + rollout.values, 0.0), rewards
+
+
+# ---- bugs of the rollout -----------------------------------------------------------------------
+
+
+class MaskIgnored(Healthy):
+    """Every slot counts as a token: log-probs, KL, values, advantages, and all means."""
+
+    def flaw(self, rollout: Rollout) -> Rollout:
+        full = replace(rollout.responses, mask=torch.ones_like(rollout.mask))
+        return remeasured(self, rollout, full)
+
+
+class PadForEOS(Healthy):
+    """mask = ids != pad, and pad is EOS: the end of a response is no part of it."""
+
+    def flaw(self, rollout: Rollout) -> Rollout:
+        mask = rollout.mask & (rollout.responses.ids != self.tokenizer.eos_token_id)
+        mask[:, 0] = True
+        return remeasured(self, rollout, replace(rollout.responses, mask=mask))
+
+
+class TemperatureForgotten(Healthy):
+    """Sampled at 0.7; every log-prob is taken at 1."""
+
+    def collect(self, prompts: Any) -> Rollout:
+        own, self.config = self.config, replace(self.config, temperature=0.7)
+        try:
+            return super().collect(prompts)
+        finally:
+            self.config = own
+
+    def flaw(self, rollout: Rollout) -> Rollout:
+        return remeasured(self, rollout, rollout.responses)
+
+
+class KLRewarded(Healthy):
+    """The KL in the reward has the wrong sign."""
+
+    def flaw(self, rollout: Rollout) -> Rollout:
+        return replace(rollout, kl=-rollout.kl)
+
+
+class ScoreOnPadding(Healthy):
+    """The score stands in the last column, where only the longest responses have a token."""
+
+    def flaw(self, rollout: Rollout) -> Rollout:
+        scores = torch.zeros(rollout.mask.shape)
+        scores[:, -1] = rollout.scores
+        return replace(rollout, scores=scores)
+
+
+class ScoreOnEveryToken(Healthy):
+    """Each token is paid the whole score."""
+
+    def flaw(self, rollout: Rollout) -> Rollout:
+        return replace(rollout, scores=rollout.scores.unsqueeze(1).expand(rollout.mask.shape))
+
+
+# ---- bugs of the loss --------------------------------------------------------------------------
+
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+def mistaken(mistake: str) -> Loss:
+    """A version from the catalogue of wrong implementations; its statistics are the right ones."""
+    flawed = CATALOGUE["ppo_loss"].version([mistake])
+
+    def loss(*args: Any, kl_loss_coef: float, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            _, stats = ppo_loss(*args, kl_loss_coef=kl_loss_coef, **kwargs)
+        return flawed(*args, kl_loss_coef=kl_loss_coef), stats
+
+    return loss
+
+
+def broadcast(
+    policy: Any, batch: Rollout, a: Tensor, r: Tensor, config: PPOConfig, **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """ratio [batch, time] * advantages [batch], as it runs where batch == time.
+
+    Token t of every response gets the advantage of response t.
+    """
+    by_column = a[torch.arange(batch.mask.shape[1]) % len(a)].expand_as(batch.mask)
+    tokens = replace(config, advantage_level="token", value_coef=0.0)
+    loss, stats = ppo_loss(policy, batch, by_column, by_column, tokens, **kwargs)
+    values = evaluate(policy, batch.responses)[1][:, 0]
+    value_loss = 0.5 * ((values - r) ** 2).mean()
+    return loss + config.value_coef * value_loss, stats | {"value_loss": value_loss.detach()}
+
+
+def attached(
+    policy: Any, batch: Rollout, _: Tensor, r: Tensor, config: PPOConfig, **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Advantages from values that still hang on the graph."""
+    values = evaluate(policy, batch.responses)[1]
+    advantages = whiten(where(batch.mask, r - values, 0.0), batch.mask)
+    return ppo_loss(policy, batch, advantages, r, config, **kwargs)
+
+
+def mean_of_means(
+    policy: Any, batch: Rollout, a: Tensor, r: Tensor, config: PPOConfig, **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Each micro-batch's mean, and then their mean."""
+    share = len(batch) / kwargs["n_responses"]
+    loss, stats = ppo_loss(
+        policy, batch, a, r, config, **(kwargs | {"n_tokens": None, "n_responses": None})
+    )
+    errors = {"ratio_error": stats["ratio_error"]}
+    return loss * share, {name: x * share for name, x in stats.items()} | errors
+
+
+def shifted(policy: Any, responses: Responses) -> tuple[Tensor, Tensor, Tensor]:
+    """Token t's log-prob is read where the model has already seen token t."""
+    time = responses.ids.shape[1]
+    logits, values = policy(responses.tokens, responses.attention_mask, keep=time + 1)
+    end_values = values.gather(1, responses.mask.sum(1, keepdim=True)).squeeze(1)
+    return logits[:, 1:], values[:, :-1], end_values
+
+
+# ---- the zoo -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A trainer with something replaced."""
+
+    kind: type[Healthy] = Healthy
+    config: dict[str, Any] = field(default_factory=dict)
+    loss: Loss = ppo_loss
+    evaluate: Callable[..., Any] = evaluate
+    measures_wrong: bool = False
+
+
+RESPONSES = {"advantage_level": "sequence", "value_clip_range": None}
+BONUS, IN_LOSS = {"entropy_coef": 0.01}, {"kl_coef": 0.0, "kl_loss_coef": 0.05}
+CASES = {
+    "healthy": Bug(),
+    "log-probs once": Bug(loss=mistaken("ratio detached")),
+    "old log-probs anew": Bug(OldLogProbsAnew),
+    "values once": Bug(loss=mistaken("values of the rollout")),
+    "ratio to reference": Bug(config={"ratio_to": "reference"}),
+    "KL rewarded": Bug(KLRewarded),
+    "mask ignored": Bug(MaskIgnored),
+    "pad for EOS": Bug(PadForEOS),
+    "dropout on": Bug(DropoutOn),
+    "off by one": Bug(evaluate=shifted, measures_wrong=True),
+    "reference renewed 1": Bug(config={"reference_update_every": 1}, measures_wrong=True),
+    "reference renewed 4": Bug(config={"reference_update_every": 4}, measures_wrong=True),
+    "score on padding": Bug(ScoreOnPadding),
+    "entropy summed": Bug(config=BONUS, loss=mistaken("entropy summed")),
+    "score on every token": Bug(ScoreOnEveryToken),
+    "whitened returns": Bug(WhitenedReturns),
+    "gradients pile up": Bug(GradientsPileUp),
+    "head not clipped": Bug(HeadNotClipped),
+    "temperature forgotten": Bug(TemperatureForgotten, measures_wrong=True),
+    "KL of the sketch": Bug(config=IN_LOSS, loss=mistaken("the printed sketch's KL")),
+    "KL in loss": Bug(config=IN_LOSS),
+    "broadcast": Bug(config=RESPONSES, loss=broadcast),
+    "response advantages": Bug(config=RESPONSES),
+    "entropy of sampled": Bug(config=BONUS, loss=mistaken("entropy of the sampled tokens")),
+    "mean of means": Bug(config={"micro_batch_size": 4}, loss=mean_of_means),
+    "advantages attached": Bug(loss=attached),
+    "temperature 0.7": Bug(config={"temperature": 0.7}, measures_wrong=True),
+    "entropy bonus": Bug(config=BONUS),
+}
+
+
+def run(bug: str, seed: int) -> Row:
+    """Train with a bug; its curves, the truth, and the trained policy's responses."""
+    made = CASES[bug]
+    config = replace(CONFIG, **(made.config | {"seed": seed}))
+    policy, tokenizer = load_policy("tiny-gpt2-sft")
+    score, stopped = load_score("tiny-gpt2-reward", tokenizer), None
+    trainer = made.kind(policy, frozen_copy(policy), score, tokenizer, config)
+    trainer.measures_wrong = made.measures_wrong
+    with ExitStack() as replaced:
+        replaced.enter_context(patch.object(minippo.trainer, "ppo_loss", made.loss))
+        for module in (minippo.rollout, minippo.ppo, minippo.trainer):
+            replaced.enter_context(patch.object(module, "evaluate", made.evaluate))
+        torch.manual_seed(seed)  # dropout's
+        try:
+            trainer.train(load_prompts("prompts-train"), STEPS, progress=False)
+        except FloatingPointError:
+            stopped = len(trainer.history) + 1
+    end = judged(policy, trainer.first, tokenizer, score, samples=2)
+    kept = ("gold", "proxy", "kl", "length", "ended", "distinct", "repeated")
+    return {
+        "curves": curves(trainer, *LOGGED),
+        "truth": {name: [stats[name] for stats in trainer.truth] for name in trainer.truth[0]},
+        "end": {name: end[name] for name in kept},
+        "stopped": stopped,
+    }
+
+
+def main(path: Path) -> None:
+    """Five seeds of each, the first cases first."""
+    make_rows(path, ({"bug": bug, "seed": seed} for bug in CASES for seed in SEEDS), run)

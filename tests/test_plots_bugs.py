@@ -1,0 +1,94 @@
+"""The bug zoo's pictures: symptoms are what all seeds of a bug have and no healthy run."""
+
+import numpy as np
+import pytest
+
+from minippo import plots
+from minippo.plots.bugs import CURVES
+from tests.shapes import refuses
+from tests.test_widgets import some_rows
+
+EXPLAINS = {"high": "It is high.", "low": "It is low."}
+
+
+def rows_ending(*, healthy, bug):
+    """One curve's ends, seed by seed; all other curves are the same everywhere."""
+    made = []
+    for name, ends in (("healthy", healthy), ("bug", bug)):
+        for seed, end in enumerate(ends):
+            curves = dict.fromkeys(CURVES, [0.0, 1.0, 1.0, 1.0])
+            made.append(
+                {
+                    "case": {"bug": name, "seed": seed},
+                    "curves": curves | {"kl": [9.0, end - 1, end, end + 1]},
+                }
+            )
+    return made
+
+
+def test_a_symptom_is_what_all_seeds_have_and_no_healthy_run():
+    found = plots.symptoms(rows_ending(healthy=[1.0, 2.0], bug=[3.0, 4.0]), "bug")
+    assert found == {"kl": plots.Symptom(3.5, 3.0, 4.0, 1.0, 2.0)}
+    below = plots.symptoms(rows_ending(healthy=[1.0, 2.0], bug=[-3.0, 0.5]), "bug")
+    assert below == {"kl": plots.Symptom(-1.25, -3.0, 0.5, 1.0, 2.0)}
+
+
+@pytest.mark.parametrize("bug", [[1.5, 3.0], [2.0, 2.0005], [0.5, 2.5]])
+def test_where_one_seed_looks_healthy_there_is_no_symptom(bug):
+    assert plots.symptoms(rows_ending(healthy=[1.0, 2.0], bug=bug), "bug") == {}
+
+
+def test_each_mystery_run_is_drawn_as_it_was_and_its_ends_are_said():
+    rows, picture = some_rows(), plots.BugCurves(some_rows(), EXPLAINS)
+    assert sorted(picture.letters) == ["A", "B"]
+    assert set(picture.letters.values()) == set(EXPLAINS)
+    for letter, bug in picture.letters.items():
+        for seed in picture.seeds:
+            says = picture.move(run=letter, seed=seed)
+            (row,) = [r for r in rows if r["case"] == {"bug": bug, "seed": seed}]
+            for name, line in picture._lines.items():
+                wanted = [np.nan if x is None else x for x in row["curves"][name]]
+                assert np.array_equal(line.get_ydata(), wanted, equal_nan=True)
+            assert f"score {row['curves']['score'][-1]:.2f} (0.50 to 0.60)" in says
+            assert bug not in says.split("healthy runs")[0]
+
+
+def test_a_guess_is_judged_and_only_the_right_one_is_explained():
+    picture = plots.BugCurves(some_rows(), EXPLAINS)
+    letter = next(k for k, bug in picture.letters.items() if bug == "high")
+    assert picture.move(run=letter).endswith("Guess which bug it is.")
+    assert picture.move(run=letter, guess="low").endswith("No, it is not “low”.")
+    assert picture.move(run=letter, guess="high").endswith("Yes, “high”: It is high.")
+
+
+def test_a_run_like_the_healthy_ones_says_so():
+    rows = rows_ending(healthy=[1.0, 2.0], bug=[1.5, 1.7])
+    says = plots.BugCurves(rows, {"bug": "Nothing."}).move()
+    assert "It ends outside the range of healthy runs in: nothing." in says
+
+
+def test_panels_hold_every_seed_of_every_bug_on_shared_axes():
+    curves = ("score", "kl")
+    figure = plots.bug_curves_panels(some_rows(), ["high", "low"], curves=curves)
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["high", "low"]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    for axes in figure.axes:
+        ends = {line.get_ydata()[-1] for line in axes.lines}
+        assert len(ends) == 4  # the edges of the healthy band, and two seeds
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: plots.symptoms(some_rows(), "moth"), ("plots of bugs: bug", "'moth'")),
+        (lambda: plots.BugCurves(some_rows(), {}), ("BugCurves: explains", "none")),
+        (lambda: plots.bug_curves_panels(some_rows(), []), ("bug_curves_panels: bugs", "none")),
+        (
+            lambda: plots.bug_curves_panels(some_rows(), ["low"], curves=["fun"]),
+            ("bug_curves_panels: curves", "fun"),
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(call, says):
+    with refuses(*says):
+        call()
