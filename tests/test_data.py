@@ -9,7 +9,15 @@ import huggingface_hub
 import pytest
 
 from minippo import data
-from minippo.data import load_prompts, load_study, load_texts, read_jsonl, sha256, shipped, write_jsonl
+from minippo.data import (
+    load_prompts,
+    load_study,
+    load_texts,
+    read_jsonl,
+    sha256,
+    shipped,
+    write_jsonl,
+)
 from tests.shapes import refuses
 
 ROWS = [{"prompt": "The soup"}, {"prompt": 'A "film", they said: è bello 🙂'}]

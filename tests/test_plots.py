@@ -715,6 +715,9 @@ FIGURES = {
     "pipeline": lambda: plots.pipeline("stage 3"),
     "ppo_step": lambda: plots.ppo_step("credit"),
     "bug_curves": lambda: plots.bug_curves(some_rows(), "high"),
+    "bug_scores": lambda: plots.bug_scores(some_rows(), ["high", "low"]),
+    "symptom_table": lambda: plots.symptom_table(some_rows(), ["high", "low"]),
+    "logged_and_true_kl": lambda: plots.logged_and_true_kl(some_rows(), {"renewed": "high"}),
     "bug_curves_panels": lambda: plots.bug_curves_panels(some_rows(), ["high", "low"]),
 }
 

@@ -16,7 +16,7 @@ def rows_ending(*, healthy, bug):
     made = []
     for name, ends in (("healthy", healthy), ("bug", bug)):
         for seed, end in enumerate(ends):
-            curves = dict.fromkeys(CURVES, [0.0, 1.0, 1.0, 1.0])
+            curves = {curve: [0.0, 1.0, 1.0, 1.0] for curve in CURVES}
             made.append(
                 {
                     "case": {"bug": name, "seed": seed},
@@ -75,6 +75,27 @@ def test_panels_hold_every_seed_of_every_bug_on_shared_axes():
     for axes in figure.axes:
         ends = {line.get_ydata()[-1] for line in axes.lines}
         assert len(ends) == 4  # the edges of the healthy band, and two seeds
+
+
+def test_dots_stand_where_each_seed_ended():
+    left, right = plots.bug_scores(some_rows(), ["high", "low"]).axes
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["high", "low"]
+    found = [list(line.get_xdata()) for line in (*left.lines, *right.lines)]
+    wanted = [[3.0, 3.1], [-50.0, -49.9], [1.5, 1.55], [-25.0, -24.95]]
+    assert [pytest.approx(x) for x in wanted] == found
+
+
+def test_the_table_of_symptoms_points_up_and_down():
+    axes = plots.symptom_table(some_rows(), ["high", "low"]).axes[0]
+    found = {(line.get_xdata()[0], line.get_ydata()[0], line.get_marker()) for line in axes.lines}
+    assert found == {(x, y, mark) for x in range(8) for y, mark in ((0, "^"), (1, "v"))}
+
+
+def test_both_kls_are_drawn_seed_by_seed():
+    (axes,) = plots.logged_and_true_kl(some_rows(), {"renewed": "high"}).axes
+    assert axes.get_title() == "renewed"
+    assert [line.get_ydata()[-1] for line in axes.lines] == pytest.approx([9, 3.01, 10, 3.11])
+    assert {line.get_linestyle() for line in axes.lines} == {"-", "--"}
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ def some_rows():
             curves = {name: [x + 0.01 * i for x in curve] for i, name in enumerate(names)}
             if bug == "low":
                 curves["entropy"][1] = None
-            made.append({"case": {"bug": bug, "seed": seed}, "curves": curves})
+            truth = {"score": curves["score"], "kl": [9.0 + seed] * 6}
+            case, last = {"bug": bug, "seed": seed}, {"gold": end / 2}
+            made.append({"case": case, "curves": curves, "truth": truth, "end": last})
     return made
 
 

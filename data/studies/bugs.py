@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from studies.common import SEEDS, Row, curves, judged, make_rows
 from torch import Tensor, nn, where
 
 import minippo.ppo
@@ -26,7 +27,6 @@ from minippo.models import PolicyWithValue, frozen_copy, load_policy
 from minippo.ppo import PPOConfig, ppo_loss
 from minippo.rollout import Responses, Rollout, evaluate, load_score, response_mask
 from minippo.trainer import PPOTrainer, Stats
-from studies.common import SEEDS, Row, curves, judged, make_rows
 
 STEPS = 8
 CONFIG = PPOConfig(lam=1.0, rollout_size=64, minibatch_size=32, epochs=2, warmup_steps=2)
@@ -45,11 +45,12 @@ class Healthy(PPOTrainer):
         self.measures_wrong = False  # then the truth costs two more forward passes
 
     def collect(self, prompts: Any) -> Rollout:
+        """As a bug has it; the truth is put down beside it."""
         rollout = super().collect(prompts)
         self.truth.append(self.true_stats(rollout))
-        return self.flaw(rollout)
+        return self._flaw(rollout)
 
-    def flaw(self, rollout: Rollout) -> Rollout:
+    def _flaw(self, rollout: Rollout) -> Rollout:
         """What a bug makes of what happened."""
         return rollout
 
@@ -134,6 +135,7 @@ class WhitenedReturns(Healthy):
     """Returns = whitened advantages + values."""
 
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        """Whitened first."""
         advantages, _, rewards = super().advantages(rollout)
         return advantages, where(rollout.mask, advantages + rollout.values, 0.0), rewards
 
@@ -144,7 +146,7 @@ class WhitenedReturns(Healthy):
 class MaskIgnored(Healthy):
     """Every slot counts as a token: log-probs, KL, values, advantages, and all means."""
 
-    def flaw(self, rollout: Rollout) -> Rollout:
+    def _flaw(self, rollout: Rollout) -> Rollout:
         full = replace(rollout.responses, mask=torch.ones_like(rollout.mask))
         return remeasured(self, rollout, full)
 
@@ -152,7 +154,7 @@ class MaskIgnored(Healthy):
 class PadForEOS(Healthy):
     """mask = ids != pad, and pad is EOS: the end of a response is no part of it."""
 
-    def flaw(self, rollout: Rollout) -> Rollout:
+    def _flaw(self, rollout: Rollout) -> Rollout:
         mask = rollout.mask & (rollout.responses.ids != self.tokenizer.eos_token_id)
         mask[:, 0] = True
         return remeasured(self, rollout, replace(rollout.responses, mask=mask))
@@ -162,27 +164,28 @@ class TemperatureForgotten(Healthy):
     """Sampled at 0.7; every log-prob is taken at 1."""
 
     def collect(self, prompts: Any) -> Rollout:
+        """Sample at another temperature than that of the configuration."""
         own, self.config = self.config, replace(self.config, temperature=0.7)
         try:
             return super().collect(prompts)
         finally:
             self.config = own
 
-    def flaw(self, rollout: Rollout) -> Rollout:
+    def _flaw(self, rollout: Rollout) -> Rollout:
         return remeasured(self, rollout, rollout.responses)
 
 
 class KLRewarded(Healthy):
     """The KL in the reward has the wrong sign."""
 
-    def flaw(self, rollout: Rollout) -> Rollout:
+    def _flaw(self, rollout: Rollout) -> Rollout:
         return replace(rollout, kl=-rollout.kl)
 
 
 class ScoreOnPadding(Healthy):
     """The score stands in the last column, where only the longest responses have a token."""
 
-    def flaw(self, rollout: Rollout) -> Rollout:
+    def _flaw(self, rollout: Rollout) -> Rollout:
         scores = torch.zeros(rollout.mask.shape)
         scores[:, -1] = rollout.scores
         return replace(rollout, scores=scores)
@@ -191,7 +194,7 @@ class ScoreOnPadding(Healthy):
 class ScoreOnEveryToken(Healthy):
     """Each token is paid the whole score."""
 
-    def flaw(self, rollout: Rollout) -> Rollout:
+    def _flaw(self, rollout: Rollout) -> Rollout:
         return replace(rollout, scores=rollout.scores.unsqueeze(1).expand(rollout.mask.shape))
 
 

@@ -13,6 +13,9 @@ from minippo.plots.bugs import (
     Symptom,
     bug_curves,
     bug_curves_panels,
+    bug_scores,
+    logged_and_true_kl,
+    symptom_table,
     symptoms,
 )
 from minippo.plots.clipping import (
@@ -81,6 +84,7 @@ __all__ = [
     "TrainingRun",
     "bug_curves",
     "bug_curves_panels",
+    "bug_scores",
     "clip_or_penalty",
     "clip_or_penalty_panels",
     "clipping",
@@ -96,6 +100,7 @@ __all__ = [
     "kl_controller_panels",
     "kl_two_ways",
     "kl_two_ways_panels",
+    "logged_and_true_kl",
     "next_token",
     "next_token_panels",
     "over_optimisation",
@@ -109,6 +114,7 @@ __all__ = [
     "replay",
     "replay_panels",
     "show",
+    "symptom_table",
     "symptoms",
     "tidy",
     "token_microscope",

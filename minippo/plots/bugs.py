@@ -190,13 +190,78 @@ def _runs(rows: Rows, bug: str) -> list[Mapping[str, Any]]:
 
 def _numbers(run: Mapping[str, Any], name: str) -> Any:
     """A curve; what was not finite is a gap."""
-    return np.array([np.nan if x is None else x for x in run[name]], float)
+    values = run[name] if isinstance(run[name], list) else [run[name]]
+    return np.array([np.nan if x is None else x for x in values], float)
 
 
 def _end(run: Mapping[str, Any], name: str) -> float:
+    """The mean of a curve's last steps; a single number stands for itself."""
     values = _numbers(run, name)[-TAIL:]
     return float(np.nanmean(values)) + 0.0
 
 
 def _ends(runs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [_end(run, name) for run in runs]
+
+
+def bug_scores(rows: Rows, bugs: Sequence[str]) -> Figure:
+    """Where each seed of each bug ended: the score in training, and gold on held-out prompts.
+
+    Grey: the range of the healthy runs. What to see: a score in the grey is no sign of health.
+    """
+    figure = Figure(figsize=(9, 1 + 0.28 * len(bugs)), layout="constrained")
+    panels = {"score in training": ("truth", "score"), "gold reward, held out": ("end", "gold")}
+    for axes, (title, (kind, name)) in zip(
+        figure.subplots(1, 2, sharey=True), panels.items(), strict=True
+    ):
+        ends = {
+            bug: [_end(row[kind], name) for row in rows if row["case"]["bug"] == bug]
+            for bug in (HEALTHY, *bugs)
+        }
+        axes.axvspan(min(ends[HEALTHY]), max(ends[HEALTHY]), color=BAND)
+        for y, bug in enumerate(bugs):
+            axes.plot(ends[bug], [y] * len(ends[bug]), "o", ms=5, color=COLOURS["reward"])
+        tidy(axes, x=title)
+    figure.axes[0].set_yticks(range(len(bugs)), bugs)
+    figure.axes[0].invert_yaxis()
+    return figure
+
+
+def symptom_table(rows: Rows, bugs: Sequence[str]) -> Figure:
+    """Bugs and curves: a triangle where all seeds end above, or below, all healthy runs.
+
+    What to see: how few bugs the score tells, and which rows are empty.
+    """
+    figure = Figure(figsize=(9, 1.3 + 0.28 * len(bugs)), layout="constrained")
+    axes, names = figure.subplots(), list(CURVES)
+    for y, bug in enumerate(bugs):
+        for name, symptom in symptoms(rows, bug).items():
+            marker, symbol = (
+                ("^", "reward") if symptom.mean > symptom.healthy_high else ("v", "policy")
+            )
+            axes.plot(names.index(name), y, marker, ms=9, color=COLOURS[symbol])
+    axes.set_yticks(range(len(bugs)), bugs)
+    axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=9)
+    tidy(axes)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_ylim(len(bugs) - 0.5, -0.5)
+    return figure
+
+
+def logged_and_true_kl(rows: Rows, cases: Mapping[str, str]) -> Figure:
+    """Title -> case of the study: the logged KL and the KL to the first policy, seed by seed.
+
+    What to see: where the reference is renewed, what is logged forgets the way so far.
+    """
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    grid = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
+    for axes, (title, case) in zip(grid, cases.items(), strict=True):
+        for row in (row for row in rows if row["case"]["bug"] == case):
+            for kind, symbol in (("truth", "policy"), ("curves", "kl")):
+                values = _numbers(row[kind], "kl")
+                look = {"color": COLOURS[symbol], "ls": STYLES[symbol]}
+                axes.plot(range(1, len(values) + 1), values, **look)
+        tidy(axes, x="PPO step")
+        axes.set_title(title)
+    grid[0].set_ylabel("nats per response")
+    return figure
