@@ -1,4 +1,4 @@
-# make lab | demo | test | slow | browser | lint | notebooks | data: each sets up .venv by itself when needed.
+# make lab | demo | test | slow | browser | lint | bench | notebooks | data: each sets up .venv by itself when needed.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Tests and stored notebooks never ask the network, and their bars are not stored.
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1
 
-.PHONY: lab demo test slow browser lint notebooks data
+.PHONY: lab demo test slow browser lint bench notebooks data
 
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks/00_start_here.ipynb
@@ -30,6 +30,10 @@ lint: $(READY)
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	$(RUN) -m codespell_lib
+
+bench: $(READY)
+	$(RUN) -m pip install --quiet --editable ".[bench]"
+	$(RUN) tests/benchmarks/ppo_iteration.py --write
 
 notebooks: $(READY)
 	$(RUN) notebooks/execute.py
