@@ -68,8 +68,8 @@ GROUPS = (
     ("rate 0.003, epsilon 0.2", "rate 0.003, warm-up"),
     ("noise, 64 responses", "noise, 128 responses"),
     ("one domain", "a third of each domain"),
-    tuple(f"rate {rate:g}, epsilon 0.4" for rate in RATES),
     ("values first", "easy first"),
+    tuple(f"rate {rate:g}, epsilon 0.4" for rate in RATES),
 )
 
 
