@@ -43,7 +43,7 @@ def test_it_begins_with_its_contract(path):
 
 @each_taught
 def test_it_has_the_size_of_a_lesson(path):
-    text, code = words_of(path), cells(path)
+    text, code = re.sub(r"\[Open in Colab\]\(.*\)", "", words_of(path)), cells(path)
     assert 40 <= len(code) + len(cells(path, "markdown")) <= 70
     assert 1500 <= len(re.findall(r"\w+", text)) <= 2600
     lengths = [code_lines(cell["source"]) for cell in code[1:]]  # the first is the common one

@@ -1,0 +1,91 @@
+"""Set the repository's address everywhere: `python tools/address.py https://github.com/OWNER/NAME`.
+
+Notebooks get it in their first cell, which installs minippo on Colab, and the lessons a link that
+opens them there (words, not a picture: no page of the course fetches anything); README its badges,
+CITATION.cff and pyproject.toml their URLs. Another address replaces the first one; an empty one,
+`python tools/address.py ""`, takes all of it out again.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ADDRESS = re.compile(r"https://github\.com/(?P<owner>[\w-]+)/(?P<name>[\w.-]+?)")
+COLAB = "https://colab.research.google.com/github"
+
+
+def notebook(text: str, address: str, link: str) -> str:
+    """The file's text with SOURCE set and, below the title, the link."""
+    text = re.sub(r'"SOURCE = \\".*?\\"', lambda _: rf'"SOURCE = \"{address}\"', text, count=1)
+    title = re.compile(
+        r'^( +)("# \d\d · .*\\n",\n)( +"\\n",\n +"\[Open in Colab\].*\n)?', re.MULTILINE
+    )
+    line = rf'\1\2\1"\\n",\n\1"[Open in Colab]({link})\\n",\n' if address else r"\1\2"
+    return title.sub(line, text, count=1)
+
+
+def readme(text: str, address: str, site: str, link: str) -> str:
+    """Badges between the title and the first paragraph."""
+    badges = (
+        f"[![tests]({address}/actions/workflows/tests.yml/badge.svg)]({address}/actions) "
+        f"[![open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link}) "
+        f"[the course as a site]({site})\n"
+    )
+    return re.sub(
+        r"\A(# .*\n)(\[!\[tests\].*\n)?", lambda m: m[1] + badges * bool(address), text, count=1
+    )
+
+
+def citation(text: str, address: str, site: str) -> str:
+    """Two fields before the licence."""
+    fields = f'repository-code: "{address}"\nurl: "{site}"\n' if address else ""
+    return re.sub(r"(repository-code: .*\nurl: .*\n)?(?=license: )", fields, text, count=1)
+
+
+def pyproject(text: str, address: str, site: str) -> str:
+    """A table before the scripts."""
+    table = f'[project.urls]\nRepository = "{address}"\nDocumentation = "{site}"\n\n'
+    return re.sub(
+        r"(\[project\.urls\]\n(.+\n)+\n)?(?=\[project\.scripts\])",
+        table * bool(address),
+        text,
+        count=1,
+    )
+
+
+def set_address(root: Path, address: str) -> list[Path]:
+    """Rewrite the files of a checkout; those that changed.
+
+    Raises:
+        ValueError: not an address of the form https://github.com/OWNER/NAME.
+    """
+    match = ADDRESS.fullmatch(address.removesuffix("/").removesuffix(".git"))
+    if address and not match:
+        raise ValueError(f"the address must be https://github.com/OWNER/NAME, got {address!r}.")
+    owner, name = match.groups() if match else ("", "")
+    address = f"https://github.com/{owner}/{name}" if match else ""
+    site = f"https://{owner.lower()}.github.io/{name}/"
+    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    notebooks += sorted((root / "notebooks" / "homework" / "source").glob("*/*.ipynb"))
+    links = {p: f"{COLAB}/{owner}/{name}/blob/main/notebooks/{p.name}" for p in notebooks}
+    new = {p: notebook(p.read_text(encoding="utf-8"), address, link) for p, link in links.items()}
+    for file, change in (
+        ("README.md", lambda text: readme(text, address, site, links[notebooks[0]])),
+        ("CITATION.cff", lambda text: citation(text, address, site)),
+        ("pyproject.toml", lambda text: pyproject(text, address, site)),
+    ):
+        new[root / file] = change((root / file).read_text(encoding="utf-8"))
+    changed = [path for path, text in new.items() if path.read_text(encoding="utf-8") != text]
+    for path in changed:
+        path.write_text(new[path], encoding="utf-8")
+    return changed
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        print(*set_address(ROOT, sys.argv[1]), sep="\n")
+    except ValueError as error:
+        sys.exit(f"address: {error}")
