@@ -6,6 +6,7 @@ column t for every row. `generate` samples, `evaluate` measures, and the update 
 "is padding": masks are built once, from the first EOS in the response, and travel with the ids.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from minippo.kl import exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.log_probs import token_log_probs
 from minippo.models import PolicyWithValue, RewardModel, load_classifier, position_ids
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no tokenizer takes it
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
@@ -204,8 +206,8 @@ def _texts(caller: str, texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, str) or not texts:
         fail(caller, "texts", "be a list of at least one text", repr(texts)[:60])
     for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            fail(caller, f"text {number}", "be a string", repr(text)[:60])
+        if not isinstance(text, str) or _SURROGATE.search(text):
+            fail(caller, f"text {number}", "be a string of characters", repr(text)[:60])
     return texts
 
 

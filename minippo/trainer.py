@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather, gather_object, pad_across_processes
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -98,7 +99,7 @@ class PPOTrainer:
             else AdaptiveKL(coef, target=config.kl_target, horizon=config.kl_horizon)
         )
         self.penalty_controller = PenaltyKL(1.0, target=config.penalty_target)
-        self._log_with, self._stop = log_with, False
+        self._log_with, self._stop, self._within_step = log_with, False, False
 
     @property
     def policy(self) -> PolicyWithValue:
@@ -200,6 +201,7 @@ class PPOTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.model.train()
+        self.optimizer.zero_grad()  # what an interrupted update left behind
         minibatches: list[Stats] = []
         size, n = config.minibatch_size, len(rollout)
         orders = (torch.randperm(n, generator=self.generator) for _ in range(config.epochs))
@@ -323,7 +325,9 @@ class PPOTrainer:
 
     def step(self, prompts: Sequence[str]) -> Stats:
         """One iteration of PPO: act, then learn from it."""
+        self._within_step = True  # what ends a step half-way leaves it so
         stats = self.update(self.collect(prompts))
+        self._within_step = False
         stop = any([callback(self, stats) for callback in self.callbacks])
         # One process may have got a Ctrl-C before this and another after: together, or they hang.
         self._stop = any(gather_object([stop]))
@@ -374,8 +378,13 @@ class PPOTrainer:
         at any moment leaves one of them whole.
 
         Raises:
-            ValueError: the folder exists and is not a checkpoint.
+            ValueError: the folder exists and is not a checkpoint, or the last step was interrupted
+                or failed half-way: then the checkpoint before it is the one to go on from.
+            OSError: it cannot be written; what was there before is still there.
         """
+        if self._within_step:
+            must = "save between two steps (resume from the checkpoint before)"
+            fail("PPOTrainer.save", "the trainer", must, "a step that did not end")
         folder = Path(folder)
         if folder.exists() and not (folder / STATE).exists() and any(folder.iterdir()):
             fail("PPOTrainer.save", "folder", "be new, empty or a checkpoint", str(folder))
@@ -390,6 +399,8 @@ class PPOTrainer:
                     shutil.rmtree(previous, ignore_errors=True)
                     folder.rename(previous)
                 made.rename(folder)
+            except SafetensorError as error:  # a full disk among others
+                raise OSError(f"PPOTrainer.save: {folder} cannot be written: {error}") from error
             finally:
                 shutil.rmtree(made, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -468,6 +479,7 @@ class PPOTrainer:
             own = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
             self.reference.load_state_dict(own)
         self.history, self.n_rollouts = state["history"], state["n_rollouts"]
+        self._within_step = False
         self.kl_controller.coef = state["kl_controller"]
         self.penalty_controller.coef = state["penalty_controller"]
         self.generator.set_state(
