@@ -86,5 +86,7 @@ def best_of_n_kl(n: int) -> float:
 
 
 def _check_groups(caller: str, scores: Tensor) -> None:
+    if not len(scores):
+        fail(caller, "scores", "hold at least one group", f"shape {list(scores.shape)}")
     if scores.shape[1] < 2:
         fail(caller, "scores", "hold 2 or more responses a group", f"shape {list(scores.shape)}")

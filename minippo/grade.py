@@ -1,7 +1,13 @@
 """Grade files of functions: `python -m minippo grade my_ppo.py`, or a folder of them.
 
-The file runs in a process of its own, with limits; it gets inputs and gives numbers back. The
-seed of the inputs and the verdict stay here.
+The file runs in a process of its own, with limits of time, memory and file size; it gets inputs
+and gives numbers back. The seed of the inputs and the verdict stay here: what a file does to its
+process costs its own points alone.
+
+What this does not protect from: the process has your rights. A file can read, change and delete
+what you can, use the network, end your other processes, and start some that live on. And minippo
+is the answer key, which lies on the disk for who looks for it (`homework` draws other conventions).
+Grade the files of people whom you do not trust as another user, in a container without a network.
 """
 
 import argparse

@@ -23,6 +23,7 @@ from minippo.checks._observe import at_their_line
 
 KEYS = ("minippo.definitions", "minippo.misconceptions", "minippo.checks")
 MEMORY = 8 * 2**30  # bytes of address space; torch alone takes about 3
+LARGEST = 2**26  # bytes of a file that it may write
 
 
 def main() -> None:
@@ -80,6 +81,7 @@ def _limit(seconds: int) -> None:
         return
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))
 
 
 _asked: list[str] = []  # the function that is called now

@@ -60,7 +60,7 @@ def main(output: str, kills: int, seed: int) -> None:
     killed, within_save, reached, failed = 0, 0, [0], 0
     while killed < kills:
         child = fork(folder / "run", 10_000)
-        time.sleep(rng.uniform(0.5, 6.0) * step)
+        time.sleep(rng.uniform(0.5, 10.0) * step)
         os.kill(child, signal.SIGKILL)
         failed += not os.WIFSIGNALED(os.waitpid(child, 0)[1])
         killed += 1
