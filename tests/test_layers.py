@@ -163,9 +163,9 @@ def test_code_lines_by_hand():
 
 
 # The aim for L0 to L4 was 1,300. Checkpoints, several processes, two levels and the messages for
-# bad input made it 1,730, classifiers with tokenizers of their own and the hub's data sets 1,820:
+# bad input made it 1,730, classifiers with tokenizers of their own and the hub's data sets 1,840:
 # the limit keeps that from growing unseen until it is brought down.
-@pytest.mark.parametrize(("first", "last", "limit"), [(1, 1, 350), (0, 5, 1830)])
+@pytest.mark.parametrize(("first", "last", "limit"), [(1, 1, 350), (0, 5, 1850)])
 def test_the_package_stays_small(first, last, limit):
     texts = sources()
     counts = {
