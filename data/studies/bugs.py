@@ -295,6 +295,7 @@ CASES = {
     "gradients pile up": Bug(GradientsPileUp),
     "head not clipped": Bug(HeadNotClipped),
     "temperature forgotten": Bug(TemperatureForgotten, measures_wrong=True),
+    "temperature 0.7": Bug(config={"temperature": 0.7}, measures_wrong=True),
     "KL of the sketch": Bug(config=IN_LOSS, loss=mistaken("the printed sketch's KL")),
     "KL in loss": Bug(config=IN_LOSS),
     "broadcast": Bug(config=RESPONSES, loss=broadcast),
@@ -302,7 +303,6 @@ CASES = {
     "entropy of sampled": Bug(config=BONUS, loss=mistaken("entropy of the sampled tokens")),
     "mean of means": Bug(config={"micro_batch_size": 4}, loss=mean_of_means),
     "advantages attached": Bug(loss=attached),
-    "temperature 0.7": Bug(config={"temperature": 0.7}, measures_wrong=True),
     "entropy bonus": Bug(config=BONUS),
 }
 
