@@ -620,6 +620,10 @@ METHODS = {
 }
 
 
+def test_seeds_that_agree_have_no_range_below_zero():
+    assert plots.frontier({"a": [[(0.1, 0.1)] * 3]}).axes
+
+
 def test_the_frontier_shows_means_and_ranges_over_seeds():
     axes = plots.frontier(METHODS).axes[0]
     ppo = axes.containers[0]

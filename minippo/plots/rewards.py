@@ -117,7 +117,8 @@ class Frontier(Picture):
                 np.array([f(setting, axis=0) for setting in settings]).T
                 for f in (np.mean, np.min, np.max)
             )
-            xerr, yerr = (x - low[0], high[0] - x), (y - low[1], high[1] - y)
+            # The mean of equal numbers may differ from them in its last digit.
+            xerr, yerr = (np.maximum(0, (m - low[i], high[i] - m)) for i, m in enumerate((x, y)))
             look: dict[str, Any] = {"marker": marker, "ls": style, "color": colour, "label": name}
             axes.errorbar(x, y, yerr, xerr, ms=7, lw=1.8, elinewidth=1, capsize=2, **look)
         axes.legend(loc="best", fontsize=9)
