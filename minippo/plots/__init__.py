@@ -6,6 +6,7 @@ a name has a `_panels` twin, that shows several settings side by side, for reade
 """
 
 from minippo.plots._base import COLOURS, STYLES, Picture, Shown, png, show, tidy
+from minippo.plots.alternatives import grouped_bars, preference_loss
 from minippo.plots.bugs import (
     UNDECIDED,
     BugCurves,
@@ -95,6 +96,7 @@ __all__ = [
     "credit_panels",
     "each_seed",
     "frontier",
+    "grouped_bars",
     "health",
     "kl_controller",
     "kl_controller_panels",
@@ -111,6 +113,7 @@ __all__ = [
     "png",
     "ppo_step",
     "ppo_step_alt",
+    "preference_loss",
     "replay",
     "replay_panels",
     "show",
