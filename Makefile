@@ -1,4 +1,4 @@
-# make lab | demo | test | slow | browser | lint | bench | notebooks | data: each sets up .venv by itself when needed.
+# make lab | demo | test | slow | browser | lint | bench | notebooks | site | data: each sets up .venv by itself when needed.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Tests and stored notebooks never ask the network, and their bars are not stored.
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1
 
-.PHONY: lab demo test slow browser lint bench notebooks data
+.PHONY: lab demo test slow browser lint bench notebooks site data
 
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks/00_start_here.ipynb
@@ -38,6 +38,11 @@ bench: $(READY)
 notebooks: $(READY)
 	$(RUN) notebooks/execute.py
 	$(RUN) notebooks/cheat_sheet.py
+
+# The rendered course and the package's reference, in build/site.
+site: $(READY)
+	$(RUN) -m pip install --quiet --editable ".[docs]"
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs . build/site
 
 data: $(READY)
 	$(RUN) data/build.py world

@@ -107,7 +107,7 @@ class FixedKL:
 
 @dataclass
 class AdaptiveKL:
-    """coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * n_episodes / horizon.
+    """`coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * n_episodes / horizon`.
 
     Args:
         coef: the coefficient to begin with.

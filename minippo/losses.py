@@ -72,7 +72,7 @@ def clip_is_active(
     That is where r > 1 + epsilon with A > 0, and where r < 1 - epsilon with A < 0:
     two of the six regions of (r, sign of A), not four; a third, r > c with A < 0, with
     `dual_clip`. False for A = 0. Its mean is the clip fraction; CleanRL, Stable-Baselines3 and
-    Spinning Up report the share of |r - 1| > epsilon instead, which also counts steps on their
+    Spinning Up report the share of abs(r - 1) > epsilon instead, which also counts steps on their
     way back.
 
     >>> from torch import tensor

@@ -229,7 +229,7 @@ def ppo_loss(
 
     Returns:
         The loss, and statistics which add up over micro-batches like the loss, but for
-        `ratio_error`, the largest |ratio - 1|.
+        `ratio_error`, the largest abs(ratio - 1).
     """
     mask = batch.mask
     wanted = tuple(mask.shape if config.advantage_level == "token" else mask.shape[:1])

@@ -1,0 +1,46 @@
+"""The site: the course as it is stored, minippo's reference, the cheat sheet. `make site`."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import minippo  # noqa: E402
+
+project, author, release = "minippo", "The minippo authors", minippo.__version__
+copyright = "The minippo authors. Code: MIT. Text and data: CC BY 4.0"
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+# The sources stay where readers of the repository find them: this file is beside them, not above.
+include_patterns = ["docs/*.md", "notebooks/[0-9][0-9]_*.ipynb", "notebooks/cheat_sheet.md"]
+root_doc = "docs/index"
+
+nb_execution_mode = "off"  # outputs are stored, and compared by the tests
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+# Headings of lessons begin at "#" and go on as they like; links to files of the repository stay.
+suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_type"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_use_ivar = True
+add_module_names = False
+
+html_theme = "furo"
+html_title = "minippo"
+html_extra_path = ["redirect"]
+html_static_path, html_css_files = ["static"], ["site.css"]
+html_copy_source = html_show_sourcelink = False
+urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
+if "Repository" in urls:
+    html_theme_options = {
+        "source_repository": urls["Repository"],
+        "source_branch": "main",
+        "source_directory": "",
+    }
+    html_baseurl = urls["Documentation"]
