@@ -166,6 +166,15 @@ def test_another_dtype_is_refused(name):
                 call(name, **{argument: bad})
 
 
+@pytest.mark.usefixtures("without_hook")
+@pytest.mark.parametrize("name", sorted(GOOD))
+def test_floats_that_torch_only_stores_are_refused(name):
+    for argument, x in tensors_of(name).items():
+        if x.is_floating_point():
+            with refuses(f"{name}: {argument}", f"float8_e4m3fn {list(x.shape)}"):
+                call(name, **{argument: x.to(torch.float8_e4m3fn)})
+
+
 @pytest.mark.parametrize("name", [n for n in sorted(GOOD) if len(tensors_of(n)) > 1])
 def test_what_torch_would_broadcast_is_refused(name):
     # One row for all. The first argument sets the sizes, so the second is then the one that is off.
@@ -180,7 +189,7 @@ def test_what_torch_would_broadcast_is_refused(name):
 @pytest.mark.parametrize("name", sorted(GOOD))
 def test_what_is_no_finite_number_is_refused(name):
     for argument in [a for a, x in GOOD[name].items() if isinstance(x, float)]:
-        for bad in (NAN, INF, -INF, True, "0.5", tensor(0.5)):
+        for bad in (NAN, INF, -INF, 10**400, True, "0.5", tensor(0.5)):
             with pytest.raises(ValueError, match=rf"^{name}: {argument} must (be a n|lie in).*got"):
                 call(name, **{argument: bad})
 
