@@ -1,5 +1,6 @@
 """From a model's scores (logits) to log-probabilities and entropy, in nats."""
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
@@ -27,8 +28,8 @@ def token_log_probs(
     """
     check_number("token_log_probs", 0, above=True, temperature=temperature)
     check_tokens("token_log_probs", tokens, logits.shape[-1])
-    z = upcast(logits) / temperature
-    return z.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1) - z.logsumexp(-1)
+    log_p = _tempered(logits, temperature).log_softmax(-1)
+    return log_p.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
 
 
 @checked
@@ -61,7 +62,11 @@ def entropy(
     tensor(1.0297)
     """
     check_number("entropy", 0, above=True, temperature=temperature)
-    log_p = (upcast(logits) / temperature).log_softmax(-1)
-    p = log_p.exp()
+    log_p = _tempered(logits, temperature).log_softmax(-1)
     # 0 log 0 = 0: a token that was ruled out has log p = -inf, and 0 * -inf would be NaN.
-    return -(p * log_p.masked_fill(p == 0, 0.0)).sum(-1)
+    return -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    """logits / temperature; at 1 the logits themselves: the vocabulary makes a copy expensive."""
+    return upcast(logits) if temperature == 1 else upcast(logits) / temperature
