@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from minippo._validate import check_number, check_response_mask, checked, fail
 from minippo.kl import exact_kl, kl_k1, kl_k2, kl_k3
@@ -253,9 +254,11 @@ def generate(
     model = policy.language_model
     cache = DynamicCache(config=model.config)
     tokens, mask, positions = prompt_ids, prompt_mask, position_ids(prompt_mask)
-    running = torch.ones_like(prompt_mask[:, 0])
-    columns: list[Tensor] = []
-    while len(columns) < max_new_tokens and running.any():
+    ids = prompt_ids.new_full((len(prompt_ids), max_new_tokens), eos_token_id)
+    rows, step = torch.arange(len(ids), device=ids.device), 0  # those still being written
+    # A recurrent layer's state cannot be cut: then all rows go on to the end.
+    can_drop = {type(x) for x in cache.layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
+    while step < max_new_tokens and len(rows):
         logits = model(
             input_ids=tokens,
             attention_mask=mask.long(),
@@ -267,13 +270,17 @@ def generate(
         if uniforms is None:
             chosen = logits.argmax(-1)
         else:
-            chosen = _inverse_cdf(logits.float() / temperature, uniforms[:, len(columns)])
-        columns.append(torch.where(running, chosen, eos_token_id))
-        running = running & (chosen != eos_token_id)
-        tokens, positions = columns[-1].unsqueeze(1), positions[:, -1:] + 1
+            chosen = _inverse_cdf(logits.float() / temperature, uniforms[rows, step])
+        ids[rows, step] = chosen
+        step, running = step + 1, chosen != eos_token_id
+        if can_drop and not running.all():
+            cache.batch_select_indices(running)
+            rows, chosen, mask, positions = (x[running] for x in (rows, chosen, mask, positions))
+        tokens, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    ids = torch.stack(columns, 1)
-    return Responses(prompt_ids, prompt_mask, ids, response_mask(ids, eos_token_id))
+    ids = ids[:, :step]
+    real = response_mask(ids, eos_token_id)
+    return Responses(prompt_ids, prompt_mask, torch.where(real, ids, eos_token_id), real)
 
 
 def _inverse_cdf(

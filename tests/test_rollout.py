@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DynamicCache,
     GPT2ForSequenceClassification,
     PreTrainedTokenizerFast,
 )
@@ -233,6 +234,28 @@ def test_a_large_vocabulary_loses_no_tail():
     logits = torch.zeros(1, 50_257)
     assert _inverse_cdf(logits, tensor([LAST_UNIFORM])).item() == 50_256
     assert _inverse_cdf(logits, tensor([0.5])).item() == 25_128
+
+
+def test_the_model_is_asked_only_about_rows_that_have_not_ended():
+    policy, asked = tiny.policy(), []
+    policy.language_model.register_forward_pre_hook(
+        lambda _, __, kwargs: asked.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    responses = sample(policy, tiny.PROMPTS * 4, uniforms=torch.rand(24, 8))
+    lengths = responses.mask.sum(1)
+    assert lengths.min() < lengths.max()
+    # Token t is asked for by the rows of more than t tokens.
+    assert asked == [int((lengths > t).sum()) for t in range(int(lengths.max()))]
+
+
+def test_where_a_cache_cannot_be_cut_no_row_is_dropped(monkeypatch):
+    policy, uniforms = tiny.policy(), torch.rand(6, 8)
+    wanted = sample(policy, uniforms=uniforms)
+    monkeypatch.setattr("minippo.rollout.DynamicLayer", int)  # so the layers are of another kind
+    monkeypatch.setattr(DynamicCache, "batch_select_indices", None)
+    came = sample(policy, uniforms=uniforms)
+    assert torch.equal(came.mask, nn.functional.pad(wanted.mask, (0, 8 - wanted.ids.shape[1])))
+    assert torch.equal(came.ids[:, : wanted.ids.shape[1]], wanted.ids)
 
 
 def test_a_row_depends_on_itself_alone():
