@@ -77,7 +77,8 @@ class PPOConfig:
         epochs: passes over a rollout; 4 (lm-human-preferences, TRL); 2 where a tiny model makes
             new responses cheap.
         minibatch_size: responses of one optimizer step.
-        micro_batch_size: responses in memory at a time; None: the minibatch. Same gradient.
+        micro_batch_size: responses in memory at a time; None: the minibatch, or its shorter and its
+            longer half where that saves padding. Same gradient.
         learning_rate: of Adam (eps 1e-5); 1e-3 suits the shipped 1 M model; GPT-2: 1e-5
             (lm-human-preferences) to 1.4e-5 (TRL).
         warmup_steps: rollouts over which the learning rate rises.

@@ -86,12 +86,9 @@ class PPOTrainer:
         if config.gradient_checkpointing:
             model, new_name = policy.language_model, "activation_checkpointing_enable"
             (getattr(model, new_name, None) or model.gradient_checkpointing_enable)()
-        self.optimizer = torch.optim.Adam(
-            [p for p in policy.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            eps=1e-5,
-            fused=True,  # one call for all weights, and no temporary copies of them
-        )
+        learning = [p for p in policy.parameters() if p.requires_grad]
+        # fused: one call for all weights, and no temporary copies of them.
+        self.optimizer = torch.optim.Adam(learning, lr=config.learning_rate, eps=1e-5, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(policy, self.optimizer)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.n_rollouts = 0
@@ -231,8 +228,8 @@ class PPOTrainer:
         weight = float(rank < len(rows))
         mine = rows[rank::world] if weight else rows[:1]
         parts: list[Stats] = []
-        micro_batches = mine.split(config.micro_batch_size or len(rows))
-        for number, part in enumerate(micro_batches, start=1):
+        micro_batches = rollout.responses[mine].by_length(config.micro_batch_size)
+        for number, part in enumerate((mine[i] for i in micro_batches), start=1):
             batch = rollout[part].trim()
             time = batch.mask.shape[1]  # a sequence-level tensor has no such axis
             a, r = (x[part][:, :time] if x.dim() == 2 else x[part] for x in (advantages, returns))

@@ -343,6 +343,26 @@ def test_generate_refuses_bad_arguments(changes, caller):
         generate(tiny.policy(), ids, mask, **({"max_new_tokens": 8, "eos_token_id": EOS} | changes))
 
 
+# ---- rows of like length
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size", "parts"),
+    [
+        ([4, 1, 3, 2], None, [[1, 3], [2, 0]]),  # 2 * (4 - 2) of 16 columns are left out
+        ([4, 1, 3, 2], 3, [[1, 3, 2], [0]]),
+        ([4, 4, 1, 4], None, [[2, 0, 1, 3]]),  # halves would be no shorter
+        ([3], None, [[0]]),
+        ([3, 1, 2], None, [[1, 2], [0]]),
+    ],
+)
+def test_rows_of_like_length_stand_together(lengths, size, parts):
+    mask = torch.arange(4) < tensor(lengths).unsqueeze(1)
+    ids = torch.ones_like(mask).long()
+    rows = Responses(ids, mask, ids, mask).by_length(size)
+    assert [part.tolist() for part in rows] == parts
+
+
 # ---- evaluate
 
 

@@ -196,14 +196,14 @@ def test_what_is_renewed_must_be_a_model():
 # ---- minibatches and micro-batches
 
 
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("size", [None, 1, 4])  # None: two halves of like length
 @pytest.mark.parametrize(
     "changes",
     [{}, SEQUENCE, BANDIT | {"entropy_coef": 0.1}, KL_IN_LOSS, {"policy_loss": "penalty"}],
 )
 def test_micro_batches_give_the_update_of_the_whole_minibatch(changes, size):
     options = {"max_new_tokens": 10} | changes
-    whole, parts = run(2, **options), run(2, micro_batch_size=size, **options)
+    whole, parts = (run(2, micro_batch_size=n, **options) for n in (6, size))
     assert difference(whole, parts) < 1e-6
     assert difference(whole, tiny.trainer()) > 1e-3
     for name in whole.history[1].keys() - {"explained_variance", "step"}:
@@ -216,7 +216,7 @@ def test_the_mean_of_the_micro_batches_means_is_another_update(monkeypatch):
         loss, stats = ppo_loss(*args, **options)
         return loss / 3, stats
 
-    whole = run(2, max_new_tokens=10)
+    whole = run(2, max_new_tokens=10, micro_batch_size=6)
     monkeypatch.setattr(trainer_module, "ppo_loss", naive)
     assert difference(whole, run(2, max_new_tokens=10, micro_batch_size=2)) > 1e-4
 
