@@ -7,7 +7,7 @@ has its own pairs and its own head.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -33,7 +33,6 @@ from minippo.rollout import (
     encode_prompts,
     ensemble_score,
     generate,
-    respond,
     score_with,
 )
 from minippo.sft import FitConfig
@@ -41,14 +40,13 @@ from minippo.trainer import PPOTrainer
 
 STEPS, TIME = 25, 40
 SIZES = {"rollout_size": 32, "minibatch_size": 32}
-CONFIG = {"kl_coef": 0.0, "lam": 1.0, **SIZES}
+CONFIG: dict[str, Any] = {"lam": 1.0, **SIZES}
 PAIRS, ANNOTATED = 1000, 500
 NS = [2**i for i in range(8)]  # 1 to 128
 CANDIDATES = 256  # a prompt
 PROVOKING = ("Flatter", "Be ")
 PLAIN = [p for p in world.PROMPTS_HELD_OUT if not p.startswith(PROVOKING)]
 ANNOTATORS = {
-    "gold": world.Annotator(),
     "length": world.Annotator(length_bias=1.0),
     "flattery": world.Annotator(flattery_bias=2.0),
     "evasion": world.Annotator(evasion_bias=2.0),
@@ -76,29 +74,24 @@ class Judge:
 
 
 @cache
-def judge(
-    seed: int, pairs: int = PAIRS, flipped: float = 0.0, annotator: str = "", fresh: int = 0
-) -> Judge:
-    """Trained on `pairs` shipped pairs, or on a named annotator's, and on `fresh` newer ones."""
+def judge(seed: int, pairs: int = PAIRS, annotator: str = "") -> Judge:
+    """Trained on `pairs` of the shipped pairs, or on a named annotator's."""
     found = _annotated(seed, annotator) if annotator else load_texts("preferences")[3750 * seed :]
-    found = found[:pairs]
-    rng = random.Random(seed)
-    for pair in found:
-        if rng.random() < flipped:
-            pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
-    if fresh:
-        found = found + _pairs_of(run_ppo("weak", seed, STEPS // 2).policy, fresh, 100 + seed)
-    policy, tokenizer = sft()
+    policy, _ = sft()
     model, _ = load_reward_model("tiny-gpt2-reward")  # for its form alone
     model.body.base_model.load_state_dict(policy.language_model.base_model.state_dict())
     torch.manual_seed(seed)
     torch.nn.init.normal_(model.body.score.weight, std=0.02)
-    config = FitConfig(epochs=2, minibatch_size=64, learning_rate=1e-3, warmup_steps=5, seed=seed)
-    prompts = [pair["prompt"] for pair in found]
+    return trained(model, found[:pairs], seed)
+
+
+def trained(model: RewardModel, pairs: Sequence[dict[str, str]], seed: int) -> Judge:
+    """Two epochs on the pairs."""
+    prompts = [pair["prompt"] for pair in pairs]
     chosen, rejected = (
-        encode(tokenizer, prompts, [pair[side] for pair in found])
-        for side in ("chosen", "rejected")
+        encode(sft()[1], prompts, [pair[side] for pair in pairs]) for side in ("chosen", "rejected")
     )
+    config = FitConfig(epochs=2, minibatch_size=64, learning_rate=1e-3, warmup_steps=5, seed=seed)
     train_reward_model(model, chosen, rejected, config)
     return measured(model)
 
@@ -157,14 +150,6 @@ def _held_out_pairs() -> tuple[Responses, Tensor]:
     prompts = [p for p in world.PROMPTS_HELD_OUT for _ in range(20)]
     responses, texts = answers(sft()[0], prompts, seed=77)
     return responses, _gold(prompts, texts).view(-1, 2)
-
-
-def _pairs_of(policy: PolicyWithValue, n: int, seed: int) -> list[dict[str, str]]:
-    """The policy's own responses to train prompts, two by two, ordered by the annotator."""
-    rng = random.Random(seed)
-    asked = [rng.choice(world.PROMPTS_TRAIN) for _ in range(n)]
-    texts = respond(policy.eval(), sft()[1], [p for p in asked for _ in range(2)], seed=seed)
-    return _ordered(world.Annotator(), asked, texts, rng)
 
 
 def _annotated(seed: int, annotator: str) -> list[dict[str, str]]:
@@ -237,7 +222,7 @@ def best_of_n(
     if name == "gold" and part == "best of n":
         proxy = traits["gold"]
     else:
-        score = judge(seed, annotator=name) if part == "annotators" else SETTINGS[name](seed)[0]
+        score = judge(seed, annotator=name) if part == "annotators" else SETTINGS[name](seed)
         proxy = score(responses).view(-1, n)
     row: Row = {"n": [k for k in NS if k <= n // 2]}
     for trait, x in {"proxy": proxy, **traits}.items():
@@ -264,7 +249,13 @@ def best_of_n(
 class Watched(PPOTrainer):
     """Keeps, of each rollout it trains on, what a watcher of hacking would look at."""
 
-    disagreement: Sequence[Judge] = ()
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
+        self.seen: list[dict[str, float]] = []
+
+    def judges(self) -> list[Judge]:
+        """Whose disagreement is watched."""
+        return []
 
     def collect(self, prompts: Sequence[str]) -> Rollout:
         """As ever, and look at it."""
@@ -278,46 +269,38 @@ class Watched(PPOTrainer):
             "ended": float((~rollout.truncated).float().mean()),
             **diversity(texts),
         }
-        if self.disagreement:
-            scores = torch.stack([member(rollout.responses) for member in self.disagreement])
+        if judges := self.judges():
+            scores = torch.stack([member(rollout.responses) for member in judges])
             seen["disagreement"] = float(scores.std(0).mean())
-        self.__dict__.setdefault("seen", []).append(seen)
+        self.seen.append(seen)
         return rollout
 
 
 class WatchedByFive(Watched):
     """The five weak judges' disagreement, too."""
 
-    @property
-    def disagreement(self) -> Sequence[Judge]:  # type: ignore[override]
+    def judges(self) -> list[Judge]:
         """Judges 0 to 4."""
         return [judge(seed) for seed in SEEDS]
 
 
-SETTINGS: dict[str, Any] = {  # name -> seed -> the judge, and what differs in the configuration
-    "weak": lambda seed: (judge(seed), {}),
-    "KL price": lambda seed: (judge(seed), {"kl_coef": 0.1}),
-    "small epsilon": lambda seed: (judge(seed), {"clip_range": 0.05}),
-    "mean of 3": lambda seed: (ensemble(seed, "mean"), {}),
-    "least of 3": lambda seed: (ensemble(seed, "min"), {}),
-    "mean minus variance of 3": lambda seed: (ensemble(seed, "mean_minus_variance"), {}),
-    "1,500 pairs": lambda seed: (judge(seed, 1500), {}),
-    "1,000 and 500 fresh pairs": lambda seed: (judge(seed, fresh=500), {}),
-    "20,000 pairs": lambda seed: (shipped(), {}),
-    "100 pairs": lambda seed: (judge(seed, 100), {}),
-    "300 pairs": lambda seed: (judge(seed, 300), {}),
-    "5,000 pairs": lambda seed: (judge(seed, 5000), {}),
-    "20 % flipped": lambda seed: (judge(seed, flipped=0.2), {}),
-    "40 % flipped": lambda seed: (judge(seed, flipped=0.4), {}),
+PRICE = ", KL price"  # a name that ends so has beta = 0.1
+SETTINGS: dict[str, Callable[[int], Score]] = {  # name -> seed -> the judge
+    "weak": lambda seed: judge(seed),
+    "100 pairs": lambda seed: judge(seed, 100),
+    "mean of 3": lambda seed: ensemble(seed, "mean"),
+    "least of 3": lambda seed: ensemble(seed, "min"),
+    "mean minus variance of 3": lambda seed: ensemble(seed, "mean_minus_variance"),
+    "20,000 pairs": lambda seed: shipped(),
 }
 
 
-def run_ppo(name: str, seed: int, n_steps: int = STEPS) -> Any:
+def run_ppo(name: str, seed: int) -> Any:
     """A run of one of the settings."""
-    score, changes = SETTINGS[name](seed)
-    config = PPOConfig(**(CONFIG | changes), seed=seed)
-    kind = WatchedByFive if name == "weak" and n_steps == STEPS else Watched
-    return ppo(config, n_steps, score=score, kind=kind)
+    score = SETTINGS[name.removesuffix(PRICE)](seed)
+    config = PPOConfig(kl_coef=0.1 if name.endswith(PRICE) else 0.0, **CONFIG, seed=seed)
+    kind = WatchedByFive if name == "weak" else Watched
+    return ppo(config, STEPS, score=score, kind=kind)
 
 
 def ppo_row(part: str, name: str, seed: int) -> Row:
@@ -363,14 +346,11 @@ def main(path: Path) -> None:
     def each(part: str, *names: str) -> list[dict[str, Any]]:
         return [{"part": part, "name": name, "seed": s} for name in names for s in SEEDS]
 
-    unbiased, *biased = ANNOTATORS
     once = [{"part": "best of n", "name": name, "seed": 0} for name in ("20,000 pairs", "gold")]
     ensembles = [name for name in SETTINGS if name.endswith("of 3")]
     cases = [
         *each("ppo", "weak"), *each("best of n", "weak", *ensembles), *once,
-        *each("ppo", "KL price", "least of 3", "20,000 pairs"), *each("annotators", *biased),
-        *each("ppo", "100 pairs", "1,000 and 500 fresh pairs", "small epsilon", "1,500 pairs"),
-        *each("annotators", unbiased), *each("ppo", "300 pairs", "mean of 3", "40 % flipped"),
-        *each("ppo", "mean minus variance of 3", "20 % flipped", "5,000 pairs"),
+        *each("ppo", "weak" + PRICE, "least of 3", "20,000 pairs", "20,000 pairs" + PRICE),
+        *each("ppo", "100 pairs" + PRICE), *each("annotators", "length", "flattery", "evasion"),
     ]  # fmt: skip
     make_rows(path, cases, run)

@@ -25,6 +25,7 @@ def over_seeds(
     _check("over_seeds", panels)
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    named: list[str] = []  # one legend serves panels with the same curves
     for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         for (name, (places, rows)), (colour, _, style) in zip(curves.items(), LOOKS, strict=False):
             values = np.array(rows, float)
@@ -38,8 +39,9 @@ def over_seeds(
             axes.axvline(marks[title], color="#777777", ls=":", lw=1.5)
         tidy(axes, x=x)
         axes.set_title(title, fontsize=11)
-        if len(curves) > 1:
+        if len(curves) > 1 and list(curves) != named:
             axes.legend(loc="best", fontsize=9)
+        named = list(curves)
     return figure
 
 
@@ -59,13 +61,13 @@ def each_seed(
         if list(rows) != names:
             fail("each_seed", f"{title!r}", f"have the rows {names}", list(rows))
         for y, values in enumerate(rows.values()):
-            axes.plot(values, [y] * len(values), "o", color=colour, ms=5, alpha=0.6)
+            axes.plot(values, [y] * len(values), "o", color=colour, ms=5)
             axes.plot([np.mean(values)], [y], "|", color="black", ms=15, mew=2.5)
         if marks and title in marks:
             axes.axvline(marks[title], color="#777777", ls=":", lw=1.5)
         tidy(axes, x=title)
     grid[0].set_yticks(range(len(names)), names)
-    grid[0].invert_yaxis()
+    grid[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 

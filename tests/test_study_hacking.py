@@ -1,0 +1,47 @@
+"""The study of reward hacking: what it counts is counted right."""
+
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+
+from minippo import world
+from minippo.data import DATA
+
+sys.path.insert(0, str(DATA))
+from studies import hacking
+
+
+def test_the_order_of_gold_is_asked_of_pairs_that_differ_in_gold():
+    gold = torch.tensor([[0.0, 1.0, 1.0], [2.0, 2.0, 2.0]])
+    scores = torch.tensor([[0.5, 0.9, 0.1], [1.0, 2.0, 3.0]])  # one pair right, one wrong
+    assert hacking.in_order(scores, gold) == 0.5
+    assert hacking.in_order(gold, gold) == 1.0
+
+
+def test_the_judges_have_pairs_of_their_own():
+    starts = [3750 * seed for seed in hacking.SEEDS]
+    assert all(b - a >= hacking.PAIRS for a, b in pairwise(starts))
+    assert starts[-1] + hacking.PAIRS <= 20_000
+
+
+def test_a_biased_annotator_orders_the_same_texts_by_its_taste():
+    pairs = {name: hacking._annotated(0, name) for name in ("length", "flattery")}
+    texts = [{frozenset((p["chosen"], p["rejected"])) for p in found} for found in pairs.values()]
+    assert texts[0] == texts[1]
+    flatters = [
+        sum(world.is_flattery(p["chosen"]) for p in found)
+        / sum(world.is_flattery(p["chosen"] + p["rejected"]) for p in found)
+        for found in pairs.values()
+    ]
+    assert flatters[0] < 0.7 < 0.9 < flatters[1]
+
+
+@pytest.mark.parametrize("name", ["weak", "weak, KL price"])
+def test_a_name_says_what_a_nat_costs(name, monkeypatch):
+    asked = []
+    monkeypatch.setattr(hacking, "judge", lambda seed: None)
+    monkeypatch.setattr(hacking, "ppo", lambda config, *_, **__: asked.append(config.kl_coef))
+    hacking.run_ppo(name, 0)
+    assert asked == [0.1 if "price" in name else 0.0]
