@@ -68,7 +68,6 @@ GROUPS = (
     ("rate 0.003, epsilon 0.2", "rate 0.003, warm-up"),
     ("noise, 64 responses",),
     ("one domain", "a third of each domain"),
-    # Those below have no rows yet, and the lesson claims nothing of them.
     ("values first", "easy first"),
     ("noise, 128 responses",),
     tuple(f"rate {rate:g}, epsilon 0.4" for rate in RATES),
