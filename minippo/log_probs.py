@@ -1,6 +1,5 @@
 """From a model's scores (logits) to log-probabilities and entropy, in nats."""
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
@@ -63,8 +62,9 @@ def entropy(
     """
     check_number("entropy", 0, above=True, temperature=temperature)
     log_p = _tempered(logits, temperature).log_softmax(-1)
-    # 0 log 0 = 0: a token that was ruled out has log p = -inf, and 0 * -inf would be NaN.
-    return -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
+    # 0 log 0 = 0: a token that was ruled out has log p = -inf, and 0 * -inf would be NaN. Below
+    # -1,000 exp is 0 even in float64, so the bound changes no number.
+    return -(log_p.exp() * log_p.clamp_min(-1000.0)).sum(-1)
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
