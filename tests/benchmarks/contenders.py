@@ -100,7 +100,7 @@ class Turns:
     """Waits for "go", times what comes until the next call, and counts passes and steps."""
 
     def __init__(self) -> None:
-        self.start, self.count = 0.0, Counter[str]()
+        self.start, self.processor, self.count = 0.0, 0.0, Counter[str]()
         plain, count = GPT2Model.forward, self.count
 
         def forward(model: GPT2Model, input_ids: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -115,9 +115,9 @@ class Turns:
 
     def next(self, tokens: int = 0) -> None:
         """End a turn (with this many real response tokens), and wait for the next."""
-        seconds = time.perf_counter() - self.start
+        wall, processor = time.perf_counter() - self.start, time.process_time() - self.processor
         if self.start:
-            answer(seconds=seconds, tokens=tokens, count=dict(self.count))
+            answer(wall=wall, processor=processor, tokens=tokens, count=dict(self.count))
         else:
             answer(ready=True)
         if sys.stdin.readline() != "go\n":
@@ -125,7 +125,7 @@ class Turns:
             sys.stdout.flush()
             os._exit(0)
         self.count.clear()
-        self.start = time.perf_counter()
+        self.start, self.processor = time.perf_counter(), time.process_time()
 
 
 # ---- minippo -----------------------------------------------------------------------------------

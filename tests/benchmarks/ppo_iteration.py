@@ -33,7 +33,7 @@ TITLES = {
 SCALING = {  # one axis at a time, from 64 rows of 32 tokens and 1 M parameters
     "batch": {f"{n} rows": Case(rows=n, ends=False) for n in (8, 16, 32, 64, 128, 256)},
     "length": {
-        f"{n} tokens": Case(rows=32, prompt=12, time=n, ends=False, model="1M")
+        f"{n} tokens": Case(rows=16, prompt=12, time=n, ends=False, model="1M")
         for n in (16, 32, 64, 128, 256)
     },
     "model": {
@@ -68,9 +68,10 @@ class Contender:
         self.process.stdin.flush()
         return self._read()
 
-    def go(self) -> None:
+    def go(self, clock: str) -> None:
         """One iteration."""
-        self.turns.append(self._say("go"))
+        turn = self._say("go")
+        self.turns.append(turn | {"seconds": turn[clock]})
 
     def end(self) -> None:
         """Forget the first turn, which warms up."""
@@ -80,14 +81,14 @@ class Contender:
 
 
 def compare(
-    case: Case, seconds: float, threads: int, who: dict[str, tuple[str, Path]]
+    case: Case, seconds: float, threads: int, who: dict[str, tuple[str, Path]], clock: str
 ) -> list[Contender]:
     """All contenders in turn, as often as the time allows, twice at least."""
     contenders = [Contender(name, case, threads, *place) for name, place in who.items()]
     start = time.perf_counter()
     while len(contenders[0].turns) < 2 or time.perf_counter() - start < seconds:
         for contender in contenders:
-            contender.go()
+            contender.go(clock)
     for contender in contenders:
         contender.end()
     return contenders
@@ -123,16 +124,17 @@ def table(name: str, case: Case, contenders: list[Contender]) -> list[str]:
     return [*lines, ""]
 
 
-def scaling(seconds: float, threads: int) -> list[str]:
+def scaling(seconds: float, threads: int, clock: str) -> list[str]:
     """Cost of a real token of ours as batch, length or model grow."""
     lines = ["### (d) minippo alone, one axis at a time", ""]
     for axis, cases in SCALING.items():
         lines += [f"| {axis} | seconds | ms a response token |", "|---|---|---|"]
         for label, case in cases.items():
-            (it,) = compare(case, seconds, threads, {"minippo": (sys.executable, ROOT)})
+            (it,) = compare(case, seconds, threads, {"minippo": (sys.executable, ROOT)}, clock)
             median = statistics.median(t["seconds"] for t in it.turns)
             cost = statistics.median(1000 * t["seconds"] / t["tokens"] for t in it.turns)
             lines.append(f"| {label} | {median:.3g} | {cost:.3g} |")
+            print(lines[-1], file=sys.stderr)
         lines.append("")
     return lines
 
@@ -142,6 +144,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=["a", "b", "c", "d"])
     parser.add_argument("--seconds", type=float, default=120, help="of turns, for each case")
+    parser.add_argument(
+        "--clock", choices=["wall", "processor"], default="wall",
+        help="processor: the seconds that a process was given, where a machine is shared",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--legacy", help="the Python of the environment with TRL 0.11.4")
     parser.add_argument("--before", type=Path, help="another checkout of minippo to measure")
@@ -157,15 +163,15 @@ def main() -> None:
     who = {name: place for name, place in who.items() if name not in o.without}
     for name in o.cases:
         if name == "d":
-            lines = scaling(o.seconds / 60, o.threads)
+            lines = scaling(o.seconds / 60, o.threads, o.clock)
         else:
             case = CASES[name]
-            lines = table(name, case, compare(case, o.seconds, o.threads, who))
+            lines = table(name, case, compare(case, o.seconds, o.threads, who, o.clock))
         cpu = next((x.split(":")[1].strip() for x in _cpuinfo() if "model name" in x), "?")
         lines.insert(
             2,
-            f"{platform.machine()}, {cpu}, {o.threads} threads; torch {version('torch')}, "
-            f"transformers {version('transformers')}.\n",
+            f"{platform.machine()}, {cpu}, {o.threads} threads, {o.clock} seconds; "
+            f"torch {version('torch')}, transformers {version('transformers')}.\n",
         )
         print("\n".join(lines), flush=True)
         if o.write:
