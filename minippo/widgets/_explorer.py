@@ -17,10 +17,10 @@ class Widget:
 
     box: ipywidgets.Box
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = self.box._repr_mimebundle_(**kwargs)
-        found = bundle[0] if isinstance(bundle, tuple) else bundle
-        return dict(found or {}) | {"text/plain": repr(self)}
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        # Made here and not asked of the box: ipywidgets 7, which Colab has, has no such method.
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
+        return {"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}
 
 
 class Question:
