@@ -9,6 +9,7 @@ column t for every row. `generate` samples, `evaluate` measures, and the update 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -265,7 +266,7 @@ def generate(
         must = f"leave room for max_new_tokens={max_new_tokens} in {limit} positions"
         fail("generate", "prompt_ids", must, f"a prompt of {longest} tokens")
     model = policy.language_model
-    cache = DynamicCache(config=model.config)
+    cache, cache_name = DynamicCache(config=model.config), _cache_name(model)
     tokens, mask, positions = prompt_ids, prompt_mask, position_ids(prompt_mask)
     ids = prompt_ids.new_full((len(prompt_ids), max_new_tokens), eos_token_id)
     rows, step = torch.arange(len(ids), device=ids.device), 0  # those still being written
@@ -276,9 +277,9 @@ def generate(
             input_ids=tokens,
             attention_mask=mask.long(),
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_name: cache},
         ).logits[:, -1]
         if uniforms is None:
             chosen = logits.argmax(-1)
@@ -294,6 +295,15 @@ def generate(
     ids = ids[:, :step]
     real = response_mask(ids, eos_token_id)
     return Responses(prompt_ids, prompt_mask, torch.where(real, ids, eos_token_id), real)
+
+
+def _cache_name(model: Any) -> str:
+    """The argument that takes the cache: `cache` from transformers 5.24 on.
+
+    A model without it would swallow the name without a word, and read every token by itself.
+    """
+    own = model.get_base_model() if hasattr(model, "get_base_model") else model  # under an adapter
+    return "cache" if "cache" in signature(own.forward).parameters else "past_key_values"
 
 
 def _inverse_cdf(

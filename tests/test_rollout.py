@@ -1,6 +1,7 @@
 """Acting and measuring, against transformers, prefix by prefix, and by hand."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from transformers import (
 
 from minippo import definitions as slow
 from minippo import token_log_probs
-from minippo.models import frozen_copy, load_policy
+from minippo.models import PolicyWithValue, frozen_copy, load_policy
 from minippo.rollout import (
     Responses,
     _inverse_cdf,
@@ -735,3 +736,34 @@ def test_one_label_need_not_be_named_but_may_be(tmp_path):
     (tmp_path / "a#b").rename(tmp_path / "judge")
     for name in ("judge", "judge#0", "judge#LABEL_0"):
         assert torch.equal(load_score(tmp_path / name)(written()), plain)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_cache_goes_to_the_argument_that_the_model_has_for_it(name, adapted):
+    """transformers renamed it in 5.24; a wrong name would be swallowed, and give other texts."""
+    bare, seen = tiny.language_model(), []
+    forward = bare.forward
+
+    def passed_on(cache, input_ids, rest):
+        seen.append((cache is not None, input_ids.shape[1]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of the name that is on its way out
+            return forward(input_ids=input_ids, past_key_values=cache, **rest)
+
+    def with_cache(input_ids, cache=None, **rest):
+        return passed_on(cache, input_ids, rest)
+
+    def with_past(input_ids, past_key_values=None, **rest):
+        return passed_on(past_key_values, input_ids, rest)
+
+    bare.forward = with_cache if name == "cache" else with_past
+    model = bare
+    if adapted:
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(bare, peft.LoraConfig(r=2, fan_in_fan_out=True))
+    policy = PolicyWithValue(model).eval()
+    ids, mask = encode_prompts(tiny.tokenizer(), tiny.PROMPTS)
+    generate(policy, ids, mask, max_new_tokens=3, eos_token_id=-1)
+    assert seen == [(True, ids.shape[1]), (True, 1), (True, 1)]
