@@ -95,14 +95,18 @@ def test_its_configuration_runs_two_processes_which_do_what_one_does(tmp_path):
     }  # fmt: skip
     options = {"env": settings, "capture_output": True, "text": True, "timeout": 300}
     report = "import torch.distributed as d, runpy, sys, atexit\n"
-    report += "atexit.register(lambda: print('of', d.get_world_size(), flush=True))\n"
+    report += "from pathlib import Path; told = Path(__file__).parent / 'told'\n"
+    report += "tell = lambda: (told / str(d.get_rank())).write_text(str(d.get_world_size()))\n"
+    report += "atexit.register(tell)\n"
     report += "sys.argv[0] = 'minippo'; runpy.run_module('minippo', run_name='__main__')\n"
     (tmp_path / "counted.py").write_text(report)
+    (tmp_path / "told").mkdir()  # one file each: what two processes print can be interleaved
     start = launch.index("-m", launch.index("--config_file"))
     counted = [*launch[:start], str(tmp_path / "counted.py"), *launch[start + 2 :]]
     two = subprocess.run(counted, check=False, **options)
     assert two.returncode == 0, two.stderr[-3000:]
-    assert two.stdout.count("of 2") == 2  # two processes, and each knows of both
+    told = {p.name: p.read_text() for p in (tmp_path / "told").iterdir()}
+    assert told == {"0": "2", "1": "2"}  # two processes, and each knows of both
 
     alone = [sys.executable, *launch[start:]]
     alone[alone.index("--output") + 1] = str(tmp_path / "one")
