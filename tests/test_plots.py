@@ -491,6 +491,13 @@ def test_a_run_is_drawn_as_it_was_on_its_bands():
         assert above == pytest.approx(high) if math.isfinite(high) else above >= top
 
 
+def test_a_run_whose_returns_were_constant_at_first_is_drawn():
+    history = a_run()
+    history[0]["explained_variance"] = math.nan  # nothing to explain
+    limits = [a.get_ylim() for a in plots.training_run(history).axes if a.axison]
+    assert all(math.isfinite(x) for pair in limits for x in pair)
+
+
 @pytest.mark.parametrize("name", BANDS)
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_curve_that_leaves_its_band_is_named_with_the_edge(name, side):

@@ -181,7 +181,7 @@ def training_run_panels(runs: Mapping[str, History]) -> Figure:
 def _draw(axes: Any, name: str, history: History, seen: History) -> None:
     """A curve on its band; the axis spans all values that are to be `seen`."""
     curve, (low, high) = CURVES[name], band(name, history)
-    values = [float(stats[name]) for stats in seen]
+    values = [x for stats in seen if isfinite(x := float(stats[name]))]  # NaN: constant returns
     ends = [x for x in (low, high) if isfinite(x)]
     bottom, top = min(values + ends), max(values + ends)
     margin = 0.05 * (top - bottom) or 1.0
