@@ -269,7 +269,7 @@ def floor(setup: Setup, turns: Turns) -> None:
     from transformers import DynamicCache
 
     from minippo.models import PolicyWithValue, position_ids
-    from minippo.rollout import Responses, encode_prompts, generate
+    from minippo.rollout import Responses, _cache_name, encode_prompts, generate
 
     case, model = setup.case, setup.policy
     ids, mask = encode_prompts(setup.tokenizer, setup.prompts)
@@ -294,7 +294,7 @@ def floor(setup: Setup, turns: Turns) -> None:
         for t in range(int(lengths[0])):
             model(
                 input_ids=tokens, attention_mask=attention.long(), position_ids=positions,
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
+                use_cache=True, logits_to_keep=1, **{_cache_name(model): cache},
             )  # fmt: skip
             left = int((lengths > t + 1).sum())
             if left < len(tokens):
