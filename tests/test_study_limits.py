@@ -51,6 +51,27 @@ def test_prompts_of_a_case():
     assert len(one) == len(third) == len(prompts) // 3
     assert {world.domain_of(p) for p in one} == {limits.home(1)}
     assert {world.domain_of(p) for p in third} == set(world.DOMAINS)
+    most = limits.prompts_of("nine tenths of one domain", 1)
+    assert len(set(most)) == len(most) == len(one)
+    assert sum(world.domain_of(p) == limits.home(1) for p in most) == 58
+
+
+def test_half_of_the_prompts_are_broken_and_the_filter_finds_them():
+    prompts = load_prompts("prompts-train")
+    kept, left = (limits.prompts_of(f"broken prompts {n}", 1) for n in ("kept", "filtered"))
+    assert all(map(limits.is_whole, prompts))
+    assert not any(map(limits.is_whole, limits.IRRELEVANT))
+    assert len(kept) == len(prompts) == 2 * len(left)
+    assert set(left) == set(kept) & set(prompts)
+    cut = [p for p in kept if p not in prompts and p not in limits.IRRELEVANT]
+    assert len(cut) == len(prompts) // 4
+    assert all(any(p.startswith(start) for p in prompts) for start in cut)
+
+
+def test_cases_with_as_many_responses_have_as_many():
+    sizes = {n: limits.CHANGES.get(n, {}).get("rollout_size", 64) for n in limits.STEPS_OF}
+    del sizes["values first"]  # two rollouts more, for the values alone
+    assert {limits.STEPS_OF[n] * size for n, size in sizes.items()} == {limits.STEPS * 64}
 
 
 def test_every_case_is_in_a_group_once():

@@ -1,7 +1,8 @@
 """Lesson 15's study: one setting changed at a time, five seeds each, one default beside them all.
 
-Every run is 6 rollouts of 64 responses from the shipped SFT model (from the base model where a
-misbehaviour is to be unlearned), judged on held-out prompts at its end.
+Every run is 6 rollouts of 64 responses (or as many responses in rollouts of another size) from the
+shipped SFT model (from the base model where a misbehaviour is to be unlearned), judged on held-out
+prompts at its end.
 """
 
 import random
@@ -22,8 +23,10 @@ from minippo.rollout import Responses, Score, encode, load_score, respond, text_
 from minippo.trainer import PPOTrainer, Stats
 
 STEPS = 6
+STEPS_OF = {"values first": 4, "noise, 32 responses": 12, "32 responses": 12, "128 responses": 3}
 SIZE = {"rollout_size": 64, "minibatch_size": 32}
-RATES, RANGES = (3e-4, 1e-3, 3e-3), (0.2, 0.4)  # of the map
+RATES, RANGES = (3e-4, 1e-3, 3e-3), (0.2, 0.4)  # of one map
+EPSILONS, EPOCHS = (0.05, 0.1, 0.2, 0.4), (1, 2, 4, 8)  # of the other
 NOISE = 2.0  # standard deviation; the judge's own, over a rollout, is about 1.2
 CURVES = (
     "score", "kl", "entropy", "response_length", "grad_norm", "clip_fraction", "value_loss",
@@ -40,12 +43,21 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     **{f"lambda {lam:g}": {"lam": lam} for lam in (0.0, 1.0)},
     "shaped, lambda 0": {"lam": 0.0},
-    "entropy 0.1": {"entropy_coef": 0.1},
-    **{f"noise, {n} responses": {"rollout_size": n, "minibatch_size": n // 2} for n in (64, 128)},
+    **{f"entropy {c2:g}": {"entropy_coef": c2} for c2 in (0.001, 0.01, 0.03, 0.1)},
+    **{
+        f"{noise}{n} responses": {"rollout_size": n, "minibatch_size": n // 2}
+        for noise, n in product(("noise, ", ""), (32, 64, 128))
+        if (noise, n) != ("", 64)
+    },
     **{
         f"rate {rate:g}, epsilon {epsilon:g}": {"learning_rate": rate, "clip_range": epsilon}
         for rate, epsilon in product(RATES, RANGES)
         if (rate, epsilon) != (1e-3, 0.2)
+    },
+    **{
+        f"epsilon {epsilon:g}, epochs {epochs}": {"clip_range": epsilon, "epochs": epochs}
+        for epsilon, epochs in product(EPSILONS, EPOCHS)
+        if epochs != 2 or epsilon < 0.2  # with 2 epochs, 0.2 is the default, 0.4 in the other map
     },
     # Why does a price of 2 fail? Steps too long, or values' gradients in the shared trunk?
     "beta 2, c1 0.005": {"kl_coef": 2.0, "value_coef": 0.005},
@@ -55,6 +67,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "easy first": {},
     "one domain": {},
     "a third of each domain": {},
+    "nine tenths of one domain": {},
+    "broken prompts kept": {},
+    "broken prompts filtered": {},
     "base": {},
     "base, safety term": {},
     "base, filtered responses": {},
@@ -71,6 +86,10 @@ GROUPS = (
     ("values first", "easy first"),
     ("noise, 128 responses",),
     tuple(f"rate {rate:g}, epsilon 0.4" for rate in RATES),
+    ("entropy 0.001", "entropy 0.01", "entropy 0.03"),
+    ("nine tenths of one domain", "broken prompts kept", "broken prompts filtered"),
+    ("noise, 32 responses", "32 responses", "128 responses"),
+    tuple(name for name in CHANGES if "epochs" in name),
 )
 
 
@@ -105,7 +124,7 @@ def run(name: str, seed: int) -> Row:
         values_first(policy, reference, judge, tokenizer, config)
     kind = Filtered if name == "base, filtered responses" else PPOTrainer
     trainer = kind(policy, reference, score, tokenizer, config)
-    steps = STEPS - 2 if name == "values first" else STEPS
+    steps = STEPS_OF.get(name, STEPS)
     if name == "easy first":
         trainer.train(easy_prompts(), steps // 2)
     if name == "noise, 128 responses":
@@ -116,7 +135,7 @@ def run(name: str, seed: int) -> Row:
         return {"pairs": before_and_after(reference, policy, tokenizer)}
 
     row = measured() | halfway | {"base_loss": base_loss(policy, tokenizer)}
-    if name in ("default", "one domain", "a third of each domain"):
+    if name == "default" or "domain" in name:
         others = [p for p in world.PROMPTS_HELD_OUT if world.domain_of(p) != home(seed)]
         row["elsewhere"] = judged(policy, reference, tokenizer, judge, prompts=others, samples=3)[
             "gold"
@@ -138,12 +157,41 @@ def home(seed: int) -> str:
 
 def prompts_of(name: str, seed: int) -> list[str]:
     """The prompts that a case trains on."""
-    prompts = load_prompts("prompts-train")
+    prompts, rng = load_prompts("prompts-train"), random.Random(seed)
+    third = len(prompts) // len(world.DOMAINS)
+    at_home = [p for p in prompts if world.domain_of(p) == home(seed)]
     if name == "one domain":
-        return [p for p in prompts if world.domain_of(p) == home(seed)]
+        return at_home
     if name == "a third of each domain":  # as many prompts as of one domain
-        return random.Random(seed).sample(prompts, len(prompts) // len(world.DOMAINS))
+        return rng.sample(prompts, third)
+    if name == "nine tenths of one domain":
+        elsewhere = [p for p in prompts if p not in at_home]
+        n = round(0.9 * third)
+        return rng.sample(at_home, n) + rng.sample(elsewhere, third - n)
+    if name.startswith("broken prompts"):
+        prompts = half_broken(prompts, seed)
+        return prompts if name.endswith("kept") else [p for p in prompts if is_whole(p)]
     return prompts
+
+
+IRRELEVANT = (
+    "Two and two make four.", "My phone number has changed.", "Page not found.", "asdf jkl asdf.",
+    "Click below to subscribe!", "Please reply by Monday.", "import os, sys.", "Are you a robot?",
+)  # fmt: skip
+
+
+def half_broken(prompts: Sequence[str], seed: int) -> list[str]:
+    """Half of them as they are; a quarter cut off after three words; a quarter irrelevant."""
+    rng = random.Random(seed)
+    mixed, quarter = rng.sample(prompts, len(prompts)), len(prompts) // 4
+    cut = [" ".join(prompt.split()[:3]) for prompt in mixed[:quarter]]
+    irrelevant = [rng.choice(IRRELEVANT) for _ in range(quarter)]
+    return cut + irrelevant + mixed[2 * quarter :]
+
+
+def is_whole(prompt: str) -> bool:
+    """The filter: a prompt that is a whole sentence and has a topic of this world."""
+    return world.ends_properly(prompt) and world.domain_of(prompt) in world.DOMAINS
 
 
 @cache
