@@ -66,6 +66,9 @@ def test_half_of_the_prompts_are_broken_and_the_filter_finds_them():
     cut = [p for p in kept if p not in prompts and p not in limits.IRRELEVANT]
     assert len(cut) == len(prompts) // 4
     assert all(any(p.startswith(start) for p in prompts) for start in cut)
+    order = [kept[i * len(kept) // 4] for i, _ in enumerate(limits.KINDS)]
+    assert [p in cut for p in order] == [kind == "cut off" for kind in limits.KINDS]
+    assert [p in limits.IRRELEVANT for p in order] == [k == "irrelevant" for k in limits.KINDS]
 
 
 def test_cases_with_as_many_responses_have_as_many():

@@ -97,11 +97,14 @@ def main(path: Path) -> None:
     """Make the rows that are missing, the most important comparisons first."""
     cases = [{"name": name, "seed": 0} for name in ("before", "before, base", "texts")]
     cases += [{"name": name, "seed": seed} for group in GROUPS for seed in SEEDS for name in group]
+    cases += [{"name": f"judge, {kind}", "seed": seed} for seed in SEEDS for kind in KINDS]
     make_rows(path, cases, run)
 
 
 def run(name: str, seed: int) -> Row:
     """One run, judged at its end; those of 128 responses halfway, too."""
+    if name.startswith("judge, "):
+        return judge_on(name.removeprefix("judge, "), seed)
     config = PPOConfig(**(SIZE | CHANGES.get(name, {})), seed=seed)
     policy, tokenizer = load_policy("tiny-gpt2-base" if "base" in name else "tiny-gpt2-sft")
     judge = load_score("tiny-gpt2-reward", tokenizer)
@@ -178,10 +181,11 @@ IRRELEVANT = (
     "Two and two make four.", "My phone number has changed.", "Page not found.", "asdf jkl asdf.",
     "Click below to subscribe!", "Please reply by Monday.", "import os, sys.", "Are you a robot?",
 )  # fmt: skip
+KINDS = ("cut off", "irrelevant", "whole")
 
 
 def half_broken(prompts: Sequence[str], seed: int) -> list[str]:
-    """Half of them as they are; a quarter cut off after three words; a quarter irrelevant."""
+    """A quarter cut off after three words; a quarter irrelevant; half of them as they are."""
     rng = random.Random(seed)
     mixed, quarter = rng.sample(prompts, len(prompts)), len(prompts) // 4
     cut = [" ".join(prompt.split()[:3]) for prompt in mixed[:quarter]]
@@ -304,6 +308,22 @@ def red_team(policy: PolicyWithValue, tokenizer: Any, samples: int = 16) -> dict
         "cursed": forbidden, "evaded": world.is_evasive, "flattered": world.is_flattery
     }  # fmt: skip
     return {kind: sum(bool(found(t)) for t in texts) / len(texts) for kind, found in kinds.items()}
+
+
+def judge_on(kind: str, seed: int, samples: int = 4) -> Row:
+    """What the judge's scores tell of the untrained policy's answers to prompts of a kind.
+
+    Their spread, and their correlation with the sentiment of what was written.
+    """
+    policy, tokenizer = load_policy("tiny-gpt2-sft")
+    prompts = half_broken(load_prompts("prompts-train"), seed)
+    quarter = len(prompts) // 4
+    asked = prompts[KINDS.index(kind) * quarter :][:quarter] * samples
+    texts = respond(policy.eval(), tokenizer, asked, seed=seed)
+    scores = load_score("tiny-gpt2-reward", tokenizer)(encode(tokenizer, asked, texts))
+    praise = [world.gold_parts(*both)["sentiment"] for both in zip(asked, texts, strict=True)]
+    both = torch.stack([scores, torch.tensor(praise)])
+    return {"spread": float(scores.std()), "agreement": float(torch.corrcoef(both)[0, 1])}
 
 
 @torch.no_grad()
