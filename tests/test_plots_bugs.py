@@ -38,6 +38,19 @@ def test_where_one_seed_looks_healthy_there_is_no_symptom(bug):
     assert plots.symptoms(rows_ending(healthy=[1.0, 2.0], bug=bug), "bug") == {}
 
 
+def test_a_bug_may_have_runs_of_its_own_to_be_compared_with():
+    rows = rows_ending(healthy=[1.0, 2.0], bug=[3.0, 4.0])
+    rows += [
+        row | {"case": row["case"] | {"bug": "done right"}}
+        for row in rows_ending(healthy=[], bug=[2.0, 3.5])
+    ]
+    assert set(plots.symptoms(rows, "bug")) == {"kl"}
+    assert plots.symptoms(rows, "bug", control="done right") == {}
+    table = plots.symptom_table(rows, ["bug"], controls={"bug": "done right"})
+    assert len(plots.symptom_table(rows, ["bug"]).axes[0].lines) == 1
+    assert len(table.axes[0].lines) == 0
+
+
 def test_each_mystery_run_is_drawn_as_it_was_and_its_ends_are_said():
     rows, picture = some_rows(), plots.BugCurves(some_rows(), EXPLAINS)
     assert sorted(picture.letters) == ["A", "B"]

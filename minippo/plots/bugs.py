@@ -46,15 +46,16 @@ class Symptom:
     healthy_high: float
 
 
-def symptoms(rows: Rows, bug: str) -> dict[str, Symptom]:
+def symptoms(rows: Rows, bug: str, *, control: str = HEALTHY) -> dict[str, Symptom]:
     """The curves that end outside the healthy runs' range with *every* seed of a bug.
 
     Where a curve ended is its mean over the last three steps. Five runs and five others part by
-    chance in 2 of 252 cases a curve.
+    chance in 2 of 252 cases a curve. `control`: the runs that count as healthy, where a bug is in
+    something that the others do not have.
     """
     found = {}
     for name in CURVES:
-        mine, healthy = (_ends(_runs(rows, which), name) for which in (bug, HEALTHY))
+        mine, healthy = (_ends(_runs(rows, which), name) for which in (bug, control))
         if min(mine) > max(healthy) + SAME or max(mine) < min(healthy) - SAME:
             found[name] = Symptom(
                 float(np.mean(mine)), min(mine), max(mine), min(healthy), max(healthy)
@@ -227,15 +228,20 @@ def bug_scores(rows: Rows, bugs: Sequence[str]) -> Figure:
     return figure
 
 
-def symptom_table(rows: Rows, bugs: Sequence[str]) -> Figure:
+def symptom_table(
+    rows: Rows, bugs: Sequence[str], *, controls: Mapping[str, str] | None = None
+) -> Figure:
     """Bugs and curves: a triangle where all seeds end above, or below, all healthy runs.
+
+    `controls`: bug -> the runs that count as healthy for it, where it has its own.
 
     What to see: how few bugs the score tells, and which rows are empty.
     """
     figure = Figure(figsize=(9, 1.3 + 0.28 * len(bugs)), layout="constrained")
     axes, names = figure.subplots(), list(CURVES)
     for y, bug in enumerate(bugs):
-        for name, symptom in symptoms(rows, bug).items():
+        control = (controls or {}).get(bug, HEALTHY)
+        for name, symptom in symptoms(rows, bug, control=control).items():
             marker, symbol = (
                 ("^", "reward") if symptom.mean > symptom.healthy_high else ("v", "policy")
             )
