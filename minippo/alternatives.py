@@ -74,8 +74,9 @@ def leave_one_out_advantages(scores: Float[Tensor, "groups k"]) -> Float[Tensor,
 def best_of_n_kl(n: int) -> float:
     """log n - (n - 1) / n: how far best-of-n moves from the policy it samples from, in nats.
 
-    Exact when no two responses tie, an upper bound otherwise (Beirami et al. 2024,
-    arXiv:2401.01879). Source: Stiennon et al. 2020 (arXiv:2009.01325), app. G.3.
+    Exact where no two draws ever tie, an upper bound where they can, as whenever the same response
+    can be drawn twice (Beirami et al. 2024, arXiv:2401.01879). Source: Stiennon et al. 2020
+    (arXiv:2009.01325), app. G.3.
 
     >>> round(best_of_n_kl(16), 4)
     1.8351
