@@ -81,7 +81,8 @@ class PolicyWithValue(nn.Module):
         hidden = output.hidden_states[-1][:, -keep:]
         with torch.autocast(hidden.device.type, enabled=False):
             values = self.value_head(hidden.to(self.value_head.weight.dtype))
-        return output.logits[:, -keep:], values.squeeze(-1)
+        # From 0 where the model kept no more: then nothing is cut, nor copied in the backward pass.
+        return output.logits[:, output.logits.shape[1] - keep :], values.squeeze(-1)
 
 
 class RewardModel(nn.Module):
