@@ -259,9 +259,11 @@ def ppo_loss(
     else:
         policy_losses = penalty_surrogate(ratio, advantages, old_to_new, coef=penalty_coef)
         clipped = torch.zeros_like(ratio)
-    # With c2 = 0 the entropy is a metric, and need not be remembered for the backward pass.
+    # With c2 = 0 the entropy is a metric, and need not be remembered for the backward pass. Row by
+    # row: for all at once, the processor would wait for memory.
     with torch.set_grad_enabled(config.entropy_coef > 0):
-        entropies = entropy(logits, temperature=config.temperature)
+        rows = logits.split(1)
+        entropies = torch.cat([entropy(row, temperature=config.temperature) for row in rows])
 
     parts = {
         "policy_loss": ratio_mean(policy_losses),
