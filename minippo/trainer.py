@@ -24,6 +24,7 @@ from accelerate.utils import gather, gather_object, pad_across_processes
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedTokenizerBase
 
 from minippo._validate import check_response_mask, fail
@@ -259,9 +260,8 @@ class PPOTrainer:
     def _optimizer_step(self, stats: Stats) -> Stats:
         """Step, unless the policy has moved too far already or something is not finite."""
         config = self.config
-        limit = torch.inf if config.max_grad_norm is None else config.max_grad_norm
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
-        stats |= {"grad_norm": norm, "stopped": 0.0}
+        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        stats |= {"grad_norm": float(norm), "stopped": 0.0}
         if bad := [f"{name} = {value}" for name, value in stats.items() if not isfinite(value)]:
             self.optimizer.zero_grad()
             raise FloatingPointError(
@@ -271,6 +271,8 @@ class PPOTrainer:
         if config.target_kl_stop is not None and stats["approx_kl"] > config.target_kl_stop:
             stats["stopped"] = 1.0
         else:
+            if config.max_grad_norm is not None and stats["grad_norm"] > config.max_grad_norm:
+                clip_grads_with_norm_(self.model.parameters(), config.max_grad_norm, norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
         return stats
