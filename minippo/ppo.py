@@ -262,8 +262,7 @@ def ppo_loss(
     # With c2 = 0 the entropy is a metric, and need not be remembered for the backward pass. Row by
     # row: for all at once, the processor would wait for memory.
     with torch.set_grad_enabled(config.entropy_coef > 0):
-        rows = logits.split(1)
-        entropies = torch.cat([entropy(row, temperature=config.temperature) for row in rows])
+        entropies = torch.cat([entropy(z, temperature=config.temperature) for z in logits.split(1)])
 
     parts = {
         "policy_loss": ratio_mean(policy_losses),
