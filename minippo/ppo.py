@@ -20,7 +20,7 @@ from minippo.losses import (
     probability_ratio,
     value_loss,
 )
-from minippo.rollout import KL_ESTIMATORS, Rollout, evaluate, reference_logits
+from minippo.rollout import KL_ESTIMATORS, Rollout, reference_logits
 
 _ABOVE_ZERO = (
     "value_clip_range", "kl_target", "penalty_target", "temperature", "max_grad_norm",
@@ -247,7 +247,9 @@ def ppo_loss(
     }
     token_mean, ratio_mean = means["token"], means[config.ratio_level]
 
-    logits, values, _ = evaluate(policy, batch.responses)
+    # What `evaluate` does, without the state after the last token, which only a rollout needs.
+    tokens, attention = batch.responses.tokens[:, :-1], batch.responses.attention_mask[:, :-1]
+    logits, values = policy(tokens, attention, keep=mask.shape[1])
     log_probs = token_log_probs(logits, batch.responses.ids, temperature=config.temperature)
     log_probs = where(mask, log_probs, 0.0)
     ratio, old_to_new = _ratio(log_probs, batch, config)

@@ -355,9 +355,8 @@ def evaluate(
     """
     check_response_mask("evaluate", responses.mask)
     # Position t predicts token t + 1: start on the prompt's last token.
-    logits, values = policy(
-        responses.tokens, responses.attention_mask, keep=responses.ids.shape[1] + 1
-    )
+    time = responses.ids.shape[1]
+    logits, values = policy(responses.tokens, responses.attention_mask, keep=time + 1)
     end_values = values.gather(1, responses.mask.sum(1, keepdim=True)).squeeze(1)
     return logits[:, :-1], values[:, :-1], end_values
 

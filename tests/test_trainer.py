@@ -305,6 +305,14 @@ def test_without_a_limit_the_gradient_is_not_scaled():
     assert difference(free, narrow) > 1e-5
 
 
+def test_an_update_does_not_read_the_last_token_of_a_response():
+    trainer, lengths = tiny.trainer(score=tiny.spread, epochs=1), []
+    rollout = trainer.collect(PROMPTS)
+    trainer.policy.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    trainer.update(rollout)
+    assert max(lengths) == rollout.responses.trim().tokens.shape[1] - 1
+
+
 def test_the_number_of_steps_is_epochs_times_minibatches():
     stats = run(1, epochs=3, minibatch_size=4).history[0]  # 4 rows and 2
     assert stats["optimizer_steps"] == 6
