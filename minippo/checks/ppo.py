@@ -47,12 +47,13 @@ class TablePolicy(nn.Module):
     def forward(
         self, tokens: Tensor, attention_mask: Tensor | None, *, keep: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Logits and values of the positions of a response, and of one more."""
-        rows = tokens[:, 0]
+        """Logits and values of the last `keep` tokens: a prompt of one, and of the response."""
+        rows, given = tokens[:, 0], tokens.shape[1]
+        start = 0 if keep is None else given - keep
         logits, values = self.logits[rows], self.values[rows]
         return (
-            torch.cat([logits, zeros_like(logits[:, :1])], 1),
-            torch.cat([values, zeros_like(values[:, :1])], 1),
+            torch.cat([logits, zeros_like(logits[:, :1])], 1)[:, start:given],
+            torch.cat([values, zeros_like(values[:, :1])], 1)[:, start:given],
         )
 
 
