@@ -8,6 +8,7 @@ has its own pairs and its own head.
 
 import random
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -42,6 +43,7 @@ STEPS, TIME = 25, 40
 SIZES = {"rollout_size": 32, "minibatch_size": 32}
 CONFIG: dict[str, Any] = {"lam": 1.0, **SIZES}
 PAIRS, ANNOTATED = 1000, 500
+BEFORE = 10  # steps before fresh pairs are collected; the other 15 follow
 NS = [2**i for i in range(8)]  # 1 to 128
 CANDIDATES = 256  # a prompt
 PROVOKING = ("Flatter", "Be ")
@@ -74,25 +76,21 @@ class Judge:
 
 
 @cache
-def judge(seed: int, pairs: int = PAIRS, annotator: str = "") -> Judge:
-    """Trained on `pairs` of the shipped pairs, or on a named annotator's."""
+def judge(seed: int, pairs: int = PAIRS, annotator: str = "", flipped: float = 0.0) -> Judge:
+    """Trained on `pairs` of the shipped pairs, some of them flipped, or on a named annotator's."""
     found = _annotated(seed, annotator) if annotator else load_texts("preferences")[3750 * seed :]
+    return trained(_sides(_mislabelled(found[:pairs], flipped, seed)), seed)
+
+
+def trained(sides: Sequence[Responses], seed: int) -> Judge:
+    """Two epochs on the chosen and the rejected responses, from the SFT model's body."""
     policy, _ = sft()
     model, _ = load_reward_model("tiny-gpt2-reward")  # for its form alone
     model.body.base_model.load_state_dict(policy.language_model.base_model.state_dict())
     torch.manual_seed(seed)
     torch.nn.init.normal_(model.body.score.weight, std=0.02)
-    return trained(model, found[:pairs], seed)
-
-
-def trained(model: RewardModel, pairs: Sequence[dict[str, str]], seed: int) -> Judge:
-    """Two epochs on the pairs."""
-    prompts = [pair["prompt"] for pair in pairs]
-    chosen, rejected = (
-        encode(sft()[1], prompts, [pair[side] for pair in pairs]) for side in ("chosen", "rejected")
-    )
     config = FitConfig(epochs=2, minibatch_size=64, learning_rate=1e-3, warmup_steps=5, seed=seed)
-    train_reward_model(model, chosen, rejected, config)
+    train_reward_model(model, sides[0], sides[1], config)
     return measured(model)
 
 
@@ -152,6 +150,24 @@ def _held_out_pairs() -> tuple[Responses, Tensor]:
     return responses, _gold(prompts, texts).view(-1, 2)
 
 
+def _sides(pairs: Sequence[dict[str, str]]) -> list[Responses]:
+    prompts = [pair["prompt"] for pair in pairs]
+    return [
+        encode(sft()[1], prompts, [pair[side] for pair in pairs]) for side in ("chosen", "rejected")
+    ]
+
+
+def _mislabelled(
+    pairs: Sequence[dict[str, str]], share: float, seed: int
+) -> Sequence[dict[str, str]]:
+    """The same pairs; in exactly that share of them chosen and rejected have changed places."""
+    wrong = set(random.Random(seed).sample(range(len(pairs)), round(share * len(pairs))))
+    return [
+        {**p, "chosen": p["rejected"], "rejected": p["chosen"]} if i in wrong else p
+        for i, p in enumerate(pairs)
+    ]
+
+
 def _annotated(seed: int, annotator: str) -> list[dict[str, str]]:
     """What the base corpus' writer writes, every other time to a provoking prompt."""
     rng = random.Random(seed)
@@ -179,7 +195,7 @@ def answers(
 ) -> tuple[Responses, list[str]]:
     """One response to each prompt."""
     tokenizer = sft()[1]
-    ids, mask = encode_prompts(tokenizer, prompts)
+    ids, mask = encode_prompts(tokenizer, prompts)  # all as wide as the widest
     u = torch.rand(len(ids), TIME, generator=torch.Generator().manual_seed(seed))
     end = tokenizer.eos_token_id
     parts = [
@@ -189,14 +205,27 @@ def answers(
         )
         for i in range(0, len(ids), 256)
     ]  # fmt: skip
-    columns = max(part.ids.shape[1] for part in parts)
-    wide = [
-        torch.nn.functional.pad(part.ids, (0, columns - part.ids.shape[1]), value=end)
-        for part in parts
-    ]
-    masks = [torch.nn.functional.pad(p.mask, (0, columns - p.mask.shape[1])) for p in parts]
-    responses = Responses(ids, mask, torch.cat(wide), torch.cat(masks))
+    responses = stacked(parts)
     return responses, decode(tokenizer, responses)[1]
+
+
+def stacked(parts: Sequence[Responses]) -> Responses:
+    """Several batches as one: prompts are padded on the left, responses on the right."""
+    end = sft()[1].eos_token_id
+
+    def wide(name: str, left: bool, filler: int) -> Tensor:
+        rows = [getattr(part, name) for part in parts]
+        columns = max(x.shape[1] for x in rows)
+        more = [columns - x.shape[1] for x in rows]
+        pads = [(n, 0) if left else (0, n) for n in more]
+        return torch.cat(
+            [torch.nn.functional.pad(x, n, value=filler) for x, n in zip(rows, pads, strict=True)]
+        )
+
+    return Responses(
+        wide("prompt_ids", True, end), wide("prompt_mask", True, 0),
+        wide("ids", False, end), wide("mask", False, 0),
+    )  # fmt: skip
 
 
 @cache
@@ -285,9 +314,15 @@ class WatchedByFive(Watched):
 
 
 PRICE = ", KL price"  # a name that ends so has beta = 0.1
+SMALL = ", epsilon 0.05"  # and one that ends so has this clip range
 SETTINGS: dict[str, Callable[[int], Score]] = {  # name -> seed -> the judge
     "weak": lambda seed: judge(seed),
     "100 pairs": lambda seed: judge(seed, 100),
+    "300 pairs": lambda seed: judge(seed, 300),
+    "5,000 pairs": lambda seed: judge(seed, 5000),
+    "10 % flipped": lambda seed: judge(seed, 5000, flipped=0.10),
+    "25 % flipped": lambda seed: judge(seed, 5000, flipped=0.25),
+    "40 % flipped": lambda seed: judge(seed, 5000, flipped=0.40),
     "mean of 3": lambda seed: ensemble(seed, "mean"),
     "least of 3": lambda seed: ensemble(seed, "min"),
     "mean minus variance of 3": lambda seed: ensemble(seed, "mean_minus_variance"),
@@ -295,17 +330,21 @@ SETTINGS: dict[str, Callable[[int], Score]] = {  # name -> seed -> the judge
 }
 
 
+def config_of(name: str, seed: int) -> PPOConfig:
+    """The configuration that a name's ending asks for."""
+    more = {"clip_range": 0.05} if name.endswith(SMALL) else {}
+    return PPOConfig(kl_coef=0.1 if name.endswith(PRICE) else 0.0, **CONFIG, **more, seed=seed)
+
+
 def run_ppo(name: str, seed: int) -> Any:
     """A run of one of the settings."""
-    score = SETTINGS[name.removesuffix(PRICE)](seed)
-    config = PPOConfig(kl_coef=0.1 if name.endswith(PRICE) else 0.0, **CONFIG, seed=seed)
+    score = SETTINGS[name.removesuffix(PRICE).removesuffix(SMALL)](seed)
     kind = WatchedByFive if name == "weak" else Watched
-    return ppo(config, STEPS, score=score, kind=kind)
+    return ppo(config_of(name, seed), STEPS, score=score, kind=kind)
 
 
-def ppo_row(part: str, name: str, seed: int) -> Row:
+def ppo_row(trainer: Any) -> Row:
     """Curves over the training rollouts; then held-out prompts, four answers to each."""
-    trainer = run_ppo(name, seed)
     score, tokenizer = trainer.score, trainer.tokenizer
     row: Row = {
         "end": judged(trainer.policy, sft()[0], tokenizer, score),
@@ -313,11 +352,7 @@ def ppo_row(part: str, name: str, seed: int) -> Row:
     }
     if isinstance(score, Judge):
         row["accuracy"] = score.accuracy
-    prompts = [p for p in world.PROMPTS_HELD_OUT for _ in range(4)]
-    responses, texts = answers(trainer.policy.eval(), prompts, seed=9)
-    row["accuracy on its own"] = in_order(
-        score(responses).view(-1, 4), _gold(prompts, texts).view(-1, 4)
-    )
+    row["accuracy on its own"], prompts, texts = accuracy_on(trainer.policy, score)
     row["flattery"] = sum(map(world.is_flattery, texts)) / len(texts)
     row["evasion"] = sum(map(world.is_evasive, texts)) / len(texts)
     row["texts"] = [
@@ -325,6 +360,60 @@ def ppo_row(part: str, name: str, seed: int) -> Row:
         for i in range(0, len(texts), 64)
     ]
     return row
+
+
+def accuracy_on(policy: PolicyWithValue, score: Score) -> tuple[float, list[str], list[str]]:
+    """Of pairs of the policy's answers to a held-out prompt: the share that the score orders right.
+
+    Also the prompts, and the four answers to each.
+    """
+    prompts = [p for p in world.PROMPTS_HELD_OUT for _ in range(4)]
+    responses, texts = answers(policy.eval(), prompts, seed=9)
+    gold = _gold(prompts, texts).view(-1, 4)
+    return in_order(score(responses).view(-1, 4), gold), prompts, texts
+
+
+# ---- a round of fresh preferences --------------------------------------------------------------
+
+
+@cache
+def half_way(seed: int, price: str) -> tuple[PolicyWithValue, list[Responses]]:
+    """The weak judge's policy after a few steps, and 1,000 fresh pairs of its own answers."""
+    policy = ppo(config_of(price, seed), BEFORE, score=judge(seed), kind=Watched).policy.eval()
+    rng = random.Random(seed)
+    asked = rng.choices(world.PROMPTS_TRAIN, k=PAIRS)
+    prompts = [p for p in asked for _ in range(2)]
+    responses, texts = answers(policy, prompts, seed=100 + seed)
+    annotator = world.Annotator()
+    wins = [
+        int(not annotator.prefers(p, a, b, rng))  # 0: the first of the two, 1: the second
+        for p, a, b in zip(asked, texts[::2], texts[1::2], strict=True)
+    ]
+    won = 2 * torch.arange(PAIRS) + torch.tensor(wins)
+    return policy, [responses[won], responses[won ^ 1]]
+
+
+def retrained(seed: int, name: str, price: str) -> Judge:
+    """A new judge from the 1,000 old pairs and the 1,000 that a name says."""
+    old = load_texts("preferences")[3750 * seed :][: 2 * PAIRS]
+    if name == "1,000 fresh pairs":
+        parts = zip(_sides(old[:PAIRS]), half_way(seed, price)[1], strict=True)
+        return trained([stacked(part) for part in parts], seed)
+    return trained(_sides(old if name == "1,000 more old pairs" else old[:PAIRS]), seed)
+
+
+def fresh_row(name: str, seed: int) -> Row:
+    """The other steps, from the same policy, paid by a judge with, or without, further pairs."""
+    price = PRICE if name.endswith(PRICE) else ""
+    before = half_way(seed, price)[0]
+    score = retrained(seed, name.removesuffix(PRICE), price)
+    then = accuracy_on(before, score)[0]
+    trainer = Watched(
+        deepcopy(before).requires_grad_(True), sft()[0], score, sft()[1],
+        config_of(name, 100 + seed),
+    )  # fmt: skip
+    trainer.train(world.PROMPTS_TRAIN, STEPS - BEFORE)
+    return {"accuracy then": then, **ppo_row(trainer)}
 
 
 def _gold(prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
@@ -337,7 +426,7 @@ def run(part: str, name: str, seed: int) -> Row:
         return best_of_n(part, seed, name)
     if part == "annotators":
         return best_of_n(part, seed, name, model="tiny-gpt2-base", n=64)
-    return ppo_row(part, name, seed)
+    return fresh_row(name, seed) if part == "fresh" else ppo_row(run_ppo(name, seed))
 
 
 def main(path: Path) -> None:
@@ -346,11 +435,23 @@ def main(path: Path) -> None:
     def each(part: str, *names: str) -> list[dict[str, Any]]:
         return [{"part": part, "name": name, "seed": s} for name in names for s in SEEDS]
 
+    def both(name: str) -> list[dict[str, Any]]:
+        return [*each("best of n", name), *each("ppo", name + PRICE)]
+
+    def by_seed(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(cases, key=lambda case: case["seed"])  # so that what there is can be compared
+
     once = [{"part": "best of n", "name": name, "seed": 0} for name in ("20,000 pairs", "gold")]
     ensembles = [name for name in SETTINGS if name.endswith("of 3")]
+    fresh = ["no new pairs", "1,000 more old pairs", "1,000 fresh pairs"]
+    flips = ["5,000 pairs", "10 % flipped", "25 % flipped", "40 % flipped"]
     cases = [
         *each("ppo", "weak"), *each("best of n", "weak", *ensembles), *once,
         *each("ppo", "weak" + PRICE, "least of 3", "20,000 pairs", "20,000 pairs" + PRICE),
         *each("ppo", "100 pairs" + PRICE), *each("annotators", "length", "flattery", "evasion"),
+        *by_seed(each("fresh", *fresh)), *by_seed([c for name in flips for c in both(name)]),
+        *each("ppo", "weak" + SMALL),
+        *both("300 pairs"), *each("best of n", "100 pairs"),
+        *by_seed(each("fresh", *(name + PRICE for name in fresh))),
     ]  # fmt: skip
     make_rows(path, cases, run)
