@@ -248,12 +248,14 @@ def best_of_n(
 ) -> Row:
     """For each n the mean proxy and the mean traits of the response that the judge likes best."""
     prompts, responses, texts, traits = candidates(model, n)
+    row: Row = {"n": [k for k in NS if k <= n // 2]}
     if name == "gold" and part == "best of n":
         proxy = traits["gold"]
     else:
         score = judge(seed, annotator=name) if part == "annotators" else SETTINGS[name](seed)
         proxy = score(responses).view(-1, n)
-    row: Row = {"n": [k for k in NS if k <= n // 2]}
+        if isinstance(score, Judge):
+            row["accuracy"] = score.accuracy
     for trait, x in {"proxy": proxy, **traits}.items():
         means = torch.tensor(
             [
@@ -320,9 +322,9 @@ SETTINGS: dict[str, Callable[[int], Score]] = {  # name -> seed -> the judge
     "100 pairs": lambda seed: judge(seed, 100),
     "300 pairs": lambda seed: judge(seed, 300),
     "5,000 pairs": lambda seed: judge(seed, 5000),
-    "10 % flipped": lambda seed: judge(seed, 5000, flipped=0.10),
-    "25 % flipped": lambda seed: judge(seed, 5000, flipped=0.25),
-    "40 % flipped": lambda seed: judge(seed, 5000, flipped=0.40),
+    "10 % flipped": lambda seed: judge(seed, flipped=0.10),
+    "25 % flipped": lambda seed: judge(seed, flipped=0.25),
+    "40 % flipped": lambda seed: judge(seed, flipped=0.40),
     "mean of 3": lambda seed: ensemble(seed, "mean"),
     "least of 3": lambda seed: ensemble(seed, "min"),
     "mean minus variance of 3": lambda seed: ensemble(seed, "mean_minus_variance"),
@@ -377,9 +379,9 @@ def accuracy_on(policy: PolicyWithValue, score: Score) -> tuple[float, list[str]
 
 
 @cache
-def half_way(seed: int, price: str) -> tuple[PolicyWithValue, list[Responses]]:
+def half_way(seed: int) -> tuple[PolicyWithValue, list[Responses]]:
     """The weak judge's policy after a few steps, and 1,000 fresh pairs of its own answers."""
-    policy = ppo(config_of(price, seed), BEFORE, score=judge(seed), kind=Watched).policy.eval()
+    policy = ppo(config_of("", seed), BEFORE, score=judge(seed), kind=Watched).policy.eval()
     rng = random.Random(seed)
     asked = rng.choices(world.PROMPTS_TRAIN, k=PAIRS)
     prompts = [p for p in asked for _ in range(2)]
@@ -393,24 +395,22 @@ def half_way(seed: int, price: str) -> tuple[PolicyWithValue, list[Responses]]:
     return policy, [responses[won], responses[won ^ 1]]
 
 
-def retrained(seed: int, name: str, price: str) -> Judge:
+def retrained(seed: int, name: str) -> Judge:
     """A new judge from the 1,000 old pairs and the 1,000 that a name says."""
-    old = load_texts("preferences")[3750 * seed :][: 2 * PAIRS]
     if name == "1,000 fresh pairs":
-        parts = zip(_sides(old[:PAIRS]), half_way(seed, price)[1], strict=True)
-        return trained([stacked(part) for part in parts], seed)
-    return trained(_sides(old if name == "1,000 more old pairs" else old[:PAIRS]), seed)
+        old = _sides(load_texts("preferences")[3750 * seed :][:PAIRS])
+        return trained([stacked(part) for part in zip(old, half_way(seed)[1], strict=True)], seed)
+    return judge(seed, 2 * PAIRS if name == "1,000 more old pairs" else PAIRS)
 
 
 def fresh_row(name: str, seed: int) -> Row:
     """The other steps, from the same policy, paid by a judge with, or without, further pairs."""
-    price = PRICE if name.endswith(PRICE) else ""
-    before = half_way(seed, price)[0]
-    score = retrained(seed, name.removesuffix(PRICE), price)
+    before = half_way(seed)[0]
+    score = retrained(seed, name)
     then = accuracy_on(before, score)[0]
     trainer = Watched(
         deepcopy(before).requires_grad_(True), sft()[0], score, sft()[1],
-        config_of(name, 100 + seed),
+        config_of("", 100 + seed),
     )  # fmt: skip
     trainer.train(world.PROMPTS_TRAIN, STEPS - BEFORE)
     return {"accuracy then": then, **ppo_row(trainer)}
@@ -435,23 +435,19 @@ def main(path: Path) -> None:
     def each(part: str, *names: str) -> list[dict[str, Any]]:
         return [{"part": part, "name": name, "seed": s} for name in names for s in SEEDS]
 
-    def both(name: str) -> list[dict[str, Any]]:
-        return [*each("best of n", name), *each("ppo", name + PRICE)]
-
     def by_seed(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return sorted(cases, key=lambda case: case["seed"])  # so that what there is can be compared
 
     once = [{"part": "best of n", "name": name, "seed": 0} for name in ("20,000 pairs", "gold")]
     ensembles = [name for name in SETTINGS if name.endswith("of 3")]
     fresh = ["no new pairs", "1,000 more old pairs", "1,000 fresh pairs"]
-    flips = ["5,000 pairs", "10 % flipped", "25 % flipped", "40 % flipped"]
+    flips = ["10 % flipped", "25 % flipped", "40 % flipped"]
     cases = [
         *each("ppo", "weak"), *each("best of n", "weak", *ensembles), *once,
         *each("ppo", "weak" + PRICE, "least of 3", "20,000 pairs", "20,000 pairs" + PRICE),
         *each("ppo", "100 pairs" + PRICE), *each("annotators", "length", "flattery", "evasion"),
-        *by_seed(each("fresh", *fresh)), *by_seed([c for name in flips for c in both(name)]),
-        *each("ppo", "weak" + SMALL),
-        *both("300 pairs"), *each("best of n", "100 pairs"),
-        *by_seed(each("fresh", *(name + PRICE for name in fresh))),
+        *by_seed(each("fresh", *fresh)), *each("ppo", "weak" + SMALL),
+        *by_seed(each("best of n", *flips)), *each("best of n", "300 pairs", "100 pairs"),
+        *each("best of n", "5,000 pairs"),
     ]  # fmt: skip
     make_rows(path, cases, run)
