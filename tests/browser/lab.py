@@ -6,6 +6,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,11 @@ class Lab:
         page.wait(f"{prompts}.every(e => /\\[\\d+\\]/.test(e.textContent))", "all cells", 120)
 
     def _connected(self) -> bool:
-        return any(
-            kernel["connections"] >= 1 and kernel["execution_state"] == "idle"
-            for kernel in self.ask("api/kernels")
-        )
+        try:
+            kernels = self.ask("api/kernels")
+        except urllib.error.HTTPError:  # 500 between a kernel's entry in the list and its start
+            return False
+        return any(k["connections"] >= 1 and k["execution_state"] == "idle" for k in kernels)
 
     def close(self) -> None:
         """End the server and its kernels."""
