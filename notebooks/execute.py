@@ -24,7 +24,7 @@ def execute(path: Path) -> None:
     start = time.perf_counter()
     client = NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}},
-        store_widget_state=False, record_timing=False,
+        store_widget_state=False, record_timing=False, coalesce_streams=True,
     )  # fmt: skip
     client.execute()
     notebook.metadata = {
