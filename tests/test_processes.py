@@ -72,10 +72,13 @@ def test_two_processes_give_the_run_of_one(tmp_path, changes):
         steps = [stats["optimizer_steps"] for stats in one.history]
         assert min(steps) < 12  # of 6 epochs of 2 minibatches: it did stop early
     tensors, gaps = load_file(tmp_path / "two" / "trainer.safetensors"), []
+    # Adam divides by the size of a gradient, so that where the true one is 0 (softmax does not see
+    # a key's bias) rounding alone moves a weight; an error in a gradient moves many by whole steps.
+    step = one.config.learning_rate
     for name, p in one.policy.named_parameters():
-        assert_close(tensors[f"parameter.{name}"], p.detach(), rtol=1e-5, atol=1e-6)
+        assert_close(tensors[f"parameter.{name}"], p.detach(), rtol=1e-5, atol=step / 100)
         gaps.append(float((tensors[f"parameter.{name}"] - p.detach()).abs().max()))
-    print(f"largest difference of a weight: {max(gaps):.1e}")
+    print(f"largest difference of a weight: {max(gaps) / step:.1e} of Adam's step")
 
 
 @pytest.mark.slow
