@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# Two processes of one thread each: on two cores this halves the time. A notebook's cells belong together.
-PYTEST := -m pytest --numprocesses 2 --dist loadfile
+# Two processes of one thread each (QUIET), for two cores. Cells of a notebook need `--dist loadfile`.
+PYTEST := -m pytest --numprocesses 2
 # Sums in another order, as on other processors: stored outputs must not turn on a last bit.
 OTHER_CPU := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
-# Tests and stored notebooks never ask the network, and their bars are not stored.
+# Tests never ask the network and draw no bars.
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1 OMP_NUM_THREADS=1
 
 .PHONY: lab demo test slow browser lint bench notebooks site data
@@ -19,12 +19,12 @@ demo: $(READY)
 	$(RUN) -m minippo demo
 
 test: $(READY)
-	$(QUIET) $(RUN) $(PYTEST)
+	$(QUIET) $(RUN) $(PYTEST) --dist loadfile
 
 slow: $(READY)
 	$(RUN) -m pip install --quiet --editable ".[homework]"
 	$(QUIET) $(RUN) $(PYTEST) --dist worksteal -m slow -rP tests
-	$(QUIET) $(OTHER_CPU) $(RUN) $(PYTEST) notebooks
+	$(QUIET) $(OTHER_CPU) $(RUN) $(PYTEST) --dist loadfile notebooks
 
 browser: $(READY)
 	$(QUIET) $(RUN) -m pytest -m browser -rs tests/browser
