@@ -6,25 +6,24 @@ Exit codes: 0 done; 1 a run failed; 2 the command is wrong; 130 stopped by Ctrl-
 import argparse
 import importlib
 import importlib.util
-import inspect
 import json
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from minippo import __version__, grade, homework, kl_k1, plots, world
 from minippo._validate import fail
 from minippo.data import DATA, load_prompts
 from minippo.models import PolicyWithValue, frozen_copy, load_policy
+from minippo.options import add_options, take
 from minippo.ppo import PPOConfig
 from minippo.rollout import Rollout, Score, collect, decode, encode_prompts, load_score, text_score
 from minippo.trainer import STATE, PPOTrainer, Stats
@@ -38,23 +37,25 @@ DEMO = PPOConfig(lam=1.0, total_steps=STEPS)
 class TrainArguments:
     """What `minippo train` trains on."""
 
-    prompts: str = field(
-        metadata={"help": "a file (.jsonl, .csv, .parquet, .txt), prompts-train, or a hub data set "
-                          "(owner/name); another column than prompt: NAME:column"}
-    )  # fmt: skip
-    reward: str = field(
-        metadata={"help": "a reward model's name or folder (of a classifier: NAME#label), or "
-                          "module:function or file.py:function of a function(prompts, responses) "
-                          "that returns a list of numbers"}
-    )  # fmt: skip
-    output: str = field(metadata={"help": "the folder of the checkpoint: new, or with --resume"})
-    model: str = field(
-        default="tiny-gpt2-sft", metadata={"help": "a shipped name, a folder, or a hub model"}
-    )
-    n_steps: int = field(default=100, metadata={"help": "PPO steps in all, resumed ones included"})
-    save_every: int = field(default=10, metadata={"help": "steps between checkpoints"})
-    resume: bool = field(default=False, metadata={"help": "go on from the checkpoint in --output"})
-    log_with: str | None = field(default=None, metadata={"help": "tensorboard, wandb, ..."})
+    # ---- what to train, on what ----
+    prompts: str
+    """A file (.jsonl, .csv, .parquet, .txt), prompts-train, or a hub data set (owner/name); another
+    column than prompt: NAME:column."""
+    reward: str
+    """A reward model's name or folder (of a classifier: NAME#label), or module:function or
+    file.py:function of a function(prompts, responses) that returns a list of numbers."""
+    output: str
+    """The folder of the checkpoint: new, or with --resume."""
+    model: str = "tiny-gpt2-sft"
+    """A shipped name, a folder, or a hub model."""
+    n_steps: int = 100
+    """PPO steps in all, resumed ones included."""
+    save_every: int = 10
+    """Steps between checkpoints."""
+    resume: bool = False
+    """Go on from the checkpoint in --output."""
+    log_with: str | None = None
+    """tensorboard, wandb, ..."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,14 +157,14 @@ def _demo(arguments: Sequence[str]) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    parser = HfArgumentParser(
-        [TrainArguments, PPOConfig],  # type: ignore[list-item]
+    parser = argparse.ArgumentParser(
         prog="minippo train",
         description="PPO with your model, prompts and reward, also under `accelerate launch`.",
     )
-    _explain(parser)
-    options, config = parser.parse_args_into_dataclasses(args=list(arguments))
-    return train(options, config)
+    add_options(parser, TrainArguments)
+    add_options(parser, PPOConfig)
+    options = parser.parse_args(arguments)
+    return train(take(options, TrainArguments), take(options, PPOConfig))
 
 
 def train(options: TrainArguments, config: PPOConfig) -> int:
@@ -255,13 +256,3 @@ def _reporter(trainer: PPOTrainer, stats: Stats) -> None:
     if trainer.accelerator.is_main_process:
         names = ("step", "score", "kl", "entropy", "clip_fraction", "value_loss")
         tqdm.write("  ".join(f"{name} {stats[name]:.4g}" for name in names))
-
-
-def _explain(parser: argparse.ArgumentParser) -> None:
-    """Give each option of PPOConfig the explanation of its docstring."""
-    text = inspect.getdoc(PPOConfig) or ""
-    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", text, flags=re.MULTILINE)
-    explained: dict[str, Any] = {name: " ".join(entry.split()) for name, entry in entries}
-    for action in parser._actions:
-        if action.dest in explained:
-            action.help = explained[action.dest].replace("%", "%%")

@@ -1,16 +1,18 @@
-"""PPO: its configuration and its loss."""
+"""PPO: its configuration, the credit of each token, its loss, and what a step reports."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from math import inf
 from types import NoneType
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn, where
 
 from minippo._validate import check_number, fail
-from minippo.kl import exact_kl, kl_k3
+from minippo.advantages import explained_variance, gae, sequence_advantages, shape_rewards
+from minippo.kl import exact_kl, kl_k1, kl_k3
 from minippo.log_probs import entropy, sequence_log_prob, token_log_probs
 from minippo.losses import (
     ClipRange,
@@ -20,131 +22,141 @@ from minippo.losses import (
     probability_ratio,
     value_loss,
 )
-from minippo.rollout import KL_ESTIMATORS, Rollout, reference_logits
+from minippo.masking import whiten
+from minippo.rollout import KL_ESTIMATORS, Rollout, evaluate, reference_logits
 
-_ABOVE_ZERO = (
-    "value_clip_range", "kl_target", "penalty_target", "temperature", "max_grad_norm",
-    "target_kl_stop",
-)  # fmt: skip
+Stats = dict[str, float]
+
+
+def bounded(default: Any, *, low: float = 0, high: float = inf, above: bool = False) -> Any:
+    """A field whose number lies in [low, high], or in (low, high] with `above`."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """Every choice of PPO for language models. Where no source is given, it is ours.
+    """Every choice of PPO for language models. Where no source is given, it is ours."""
 
-    Attributes:
-        advantage_level: "token": GAE over tokens; "sequence": A = r(s, a) - V(s), one advantage
-            a response (the bandit view).
-        ratio_level: "token": a ratio and a clip a token; "sequence": one for the whole response,
-            from the sum of its log-probs. "sequence" needs sequence advantages.
-        ratio_to: "old": the policy that sampled (Schulman et al. 2017); "reference": as printed
-            in textbook sketches, which is the same only where the reference is renewed before
-            every rollout.
-        policy_loss: "clip": PPO-Clip (eq. 7); "penalty": PPO-Penalty (eq. 8).
-        clip_range: epsilon; 0.2 (Schulman et al. 2017); quoted 0.1 to 0.2.
-        clip_range_high: above 1; None: the same (verl, OpenRLHF: 0.2 to 0.3).
-        gamma: discount; 1 (lm-human-preferences, TRL): a response is short, and what counts is
-            its score. Textbooks quote 0.95 to 0.99.
-        lam: GAE's lambda; 0.95 (lm-human-preferences); 1 is Monte Carlo; quoted 0.9 to 0.97.
-        value_coef: c1, weight of the value loss; 0.5 (CleanRL); lm-human-preferences and TRL: 0.1;
-            quoted 0.5 to 1.
-        value_clip_range: 0.2 (lm-human-preferences); None: no clipping of values.
-        entropy_coef: c2, weight of the entropy bonus; 0 (lm-human-preferences, TRL: the KL keeps
-            entropy up); quoted 0.01 to 0.1.
-        kl_coef: beta, price of a nat of KL to the reference, in the reward; 0.1 suits scores of
-            the shipped world; TRL 0.05, lm-human-preferences 0.15 to begin with.
-        kl_estimator: of the KL in the reward; k1 (lm-human-preferences). The others end elsewhere
-            than at pi_ref * exp(r / beta): "exact" is the same for every token that could have
-            been chosen at a state, and so puts no price on the choice.
-        kl_loss_coef: c3, price of a nat per token in the loss; 0; quoted 0.01 to 0.1.
-        kl_loss_estimator: "k2" (the right gradient on-policy), "k3" (GRPO; the gradient of the
-            other KL) or "exact". Not "k1": its expected gradient is zero.
-        kl_target: nats per response; drives beta, or c3 when beta is 0, by `AdaptiveKL`; None:
-            fixed. 6 for responses of 24 tokens (lm-human-preferences).
-        kl_horizon: of `AdaptiveKL`, in episodes; 1,000 suits the shipped world;
-            lm-human-preferences: 10,000 for runs of a million.
-        penalty_target: of `PenaltyKL` (policy_loss="penalty"), in nats per token; 0.01 (Schulman
-            et al. 2017: 0.003 to 0.03).
-        reference_update_every: renew the reference from the policy before every so-manieth
-            rollout; None: never. 1 with ratio_to="reference" is ratio_to="old", weight for weight.
-        whiten_advantages: over the whole rollout, before the epochs (Ziegler et al. 2019).
-        missing_eos_penalty: subtracted from the score of a response that was cut off (TRL).
-        bootstrap_truncated: the value after the last token of a cut-off response stands for its
-            score (Sutton and Barto 2018, sec. 6.1); token level only.
-        temperature: of sampling, and in every log-prob, entropy and KL.
-        max_new_tokens: of a response, EOS included.
-        rollout_size: responses collected before an update; lm-human-preferences: 512.
-        epochs: passes over a rollout; 4 (lm-human-preferences, TRL); 2 where a tiny model makes
-            new responses cheap.
-        minibatch_size: responses of one optimizer step.
-        micro_batch_size: responses in memory at a time; None: the minibatch, or its shorter and its
-            longer half where that saves padding. Same gradient.
-        learning_rate: of Adam (eps 1e-5); 1e-3 suits the shipped 1 M model; GPT-2: 1e-5
-            (lm-human-preferences) to 1.4e-5 (TRL).
-        warmup_steps: rollouts over which the learning rate rises.
-        total_steps: rollouts after which it has fallen linearly to 0 (lm-human-preferences);
-            None: constant.
-        max_grad_norm: gradients are scaled down to this norm; None: never.
-        target_kl_stop: end the update when a minibatch's KL(old || new), in nats per token,
-            exceeds this before its step (Spinning Up: 1.5 times 0.01); None: never.
-        gradient_checkpointing: less memory, one more forward pass.
-        mixed_precision: "bf16": forward passes in bfloat16, log-softmax in float32.
-        seed: of sampling, of the order of prompts and of minibatches.
-    """
-
+    # ---- credit: from scores to advantages ----
     advantage_level: Literal["token", "sequence"] = "token"
-    ratio_level: Literal["token", "sequence"] = "token"
-    ratio_to: Literal["old", "reference"] = "old"
-    policy_loss: Literal["clip", "penalty"] = "clip"
-    clip_range: float = 0.2
-    clip_range_high: float | None = None
-    gamma: float = 1.0
-    lam: float = 0.95
-    value_coef: float = 0.5
-    value_clip_range: float | None = 0.2
-    entropy_coef: float = 0.0
-    kl_coef: float = 0.1
-    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
-    kl_loss_coef: float = 0.0
-    kl_loss_estimator: Literal["k2", "k3", "exact"] = "k2"
-    kl_target: float | None = None
-    kl_horizon: int = 1000
-    penalty_target: float = 0.01
-    reference_update_every: int | None = None
+    """"token": GAE over tokens; "sequence": A = r(s, a) - V(s), one advantage per response (the
+    bandit view)."""
+    gamma: float = bounded(1.0, high=1)
+    """Discount; 1 (lm-human-preferences, TRL): a response is short, and what counts is its score.
+    Textbooks quote 0.95 to 0.99."""
+    lam: float = bounded(0.95, high=1)
+    """GAE's lambda; 0.95 (lm-human-preferences); 1 is Monte Carlo; quoted 0.9 to 0.97."""
     whiten_advantages: bool = True
-    missing_eos_penalty: float = 0.0
+    """Whiten over the whole rollout, before the epochs (Ziegler et al. 2019)."""
+    missing_eos_penalty: float = bounded(0.0)
+    """Subtracted from the score of a truncated response (TRL)."""
     bootstrap_truncated: bool = False
-    temperature: float = 1.0
-    max_new_tokens: int = 40
-    rollout_size: int = 128
-    epochs: int = 2
-    minibatch_size: int = 64
-    micro_batch_size: int | None = None
-    learning_rate: float = 1e-3
-    warmup_steps: int = 0
-    total_steps: int | None = None
-    max_grad_norm: float | None = 1.0
-    target_kl_stop: float | None = None
+    """Replace the score of a truncated response by the value after its last token (Sutton and
+    Barto 2018, sec. 6.1); token level only."""
+
+    # ---- loss: ratio, clip, value and entropy ----
+    policy_loss: Literal["clip", "penalty"] = "clip"
+    """"clip": PPO-Clip (Schulman et al. 2017, eq. 7); "penalty": PPO-Penalty (eq. 8)."""
+    ratio_level: Literal["token", "sequence"] = "token"
+    """"token": one ratio and one clip per token; "sequence": one for the whole response, from the
+    sum of its log-probs. "sequence" needs sequence advantages."""
+    ratio_to: Literal["old", "reference"] = "old"
+    """"old": the policy that sampled (Schulman et al. 2017); "reference": as printed in textbook
+    sketches, which is the same only where the reference is renewed before every rollout."""
+    clip_range: float = bounded(0.2, high=1)
+    """epsilon; 0.2 (Schulman et al. 2017); quoted 0.1 to 0.2."""
+    clip_range_high: float | None = bounded(None)
+    """epsilon above 1; None: the same (verl, OpenRLHF: 0.2 to 0.3)."""
+    value_coef: float = bounded(0.5)
+    """c1, weight of the value loss; 0.5 (CleanRL); lm-human-preferences and TRL: 0.1; quoted 0.5
+    to 1."""
+    value_clip_range: float | None = bounded(0.2, above=True)
+    """Clip of the values; 0.2 (lm-human-preferences); None: no clipping of values."""
+    entropy_coef: float = bounded(0.0)
+    """c2, weight of the entropy bonus; 0 (lm-human-preferences, TRL: the KL keeps entropy up);
+    quoted 0.01 to 0.1."""
+
+    # ---- KL to the reference ----
+    kl_coef: float = bounded(0.1)
+    """beta, price of a nat of KL to the reference, in the reward; 0.1 suits scores of the shipped
+    world; TRL 0.05, lm-human-preferences 0.15 to begin with."""
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
+    """Estimator of the KL in the reward; k1 (lm-human-preferences). The others do not converge to
+    pi_ref * exp(r / beta): "exact" is the same for every token that could have been chosen at a
+    state, and so puts no price on the choice."""
+    kl_target: float | None = bounded(None, above=True)
+    """Nats per response; drives beta, or c3 when beta is 0, by `AdaptiveKL`; None: fixed. 6 for
+    responses of 24 tokens (lm-human-preferences)."""
+    kl_horizon: int = bounded(1000, low=1)
+    """Horizon of `AdaptiveKL`, in episodes; 1,000 suits the shipped world; lm-human-preferences:
+    10,000 for runs of a million."""
+    kl_loss_coef: float = bounded(0.0)
+    """c3, price of a nat per token in the loss; 0; quoted 0.01 to 0.1."""
+    kl_loss_estimator: Literal["k2", "k3", "exact"] = "k2"
+    """"k2" (the right gradient on-policy), "k3" (GRPO; the gradient of the other KL) or "exact".
+    Not "k1": its expected gradient is zero."""
+    penalty_target: float = bounded(0.01, above=True)
+    """Target of `PenaltyKL` (policy_loss="penalty"), in nats per token; 0.01 (Schulman et al. 2017:
+    0.003 to 0.03)."""
+    reference_update_every: int | None = bounded(None, low=1)
+    """Copy the policy into the reference before every Nth rollout; None: never. 1 with
+    ratio_to="reference" is ratio_to="old", weight for weight."""
+
+    # ---- sampling ----
+    temperature: float = bounded(1.0, above=True)
+    """Sampling temperature; also applied in every log-prob, entropy and KL."""
+    max_new_tokens: int = bounded(40, low=1)
+    """The longest response, in tokens, EOS included."""
+    rollout_size: int = bounded(128, low=1)
+    """Responses collected before an update; lm-human-preferences: 512."""
+    seed: int = bounded(0)
+    """Seed of sampling, and of the order of prompts and minibatches."""
+
+    # ---- batches ----
+    epochs: int = bounded(2, low=1)
+    """Passes over a rollout; 4 (lm-human-preferences, TRL); 2 where a tiny model makes new
+    responses cheap."""
+    minibatch_size: int = bounded(64, low=1)
+    """Responses per optimizer step."""
+    micro_batch_size: int | None = bounded(None, low=1)
+    """Responses in memory at a time; None: the minibatch, or its shorter and its longer half where
+    that saves padding. The gradient is the same."""
     gradient_checkpointing: bool = False
+    """Less memory for one more forward pass."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    seed: int = 0
+    """"bf16": forward passes in bfloat16, log-softmax in float32."""
+
+    # ---- optimizer ----
+    learning_rate: float = bounded(1e-3)
+    """Adam's learning rate (eps 1e-5); 1e-3 suits the shipped 1 M model; GPT-2: 1e-5
+    (lm-human-preferences) to 1.4e-5 (TRL)."""
+    warmup_steps: int = bounded(0)
+    """Rollouts over which the learning rate rises."""
+    total_steps: int | None = bounded(None, low=1)
+    """Rollouts after which the rate has fallen linearly to 0 (lm-human-preferences); None:
+    constant."""
+    max_grad_norm: float | None = bounded(1.0, above=True)
+    """Gradients are scaled down to this norm; None: never."""
+    target_kl_stop: float | None = bounded(None, above=True)
+    """End the update when a minibatch's KL(old || new), in nats per token, exceeds this before its
+    step (Spinning Up: 1.5 times 0.01); None: never."""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value, kinds = getattr(self, name), get_args(kind) or (kind,)
-            if value is None and NoneType in kinds:
+        kinds = get_type_hints(type(self))
+        for f in fields(self):
+            value, allowed = getattr(self, f.name), get_args(kinds[f.name]) or (kinds[f.name],)
+            if value is None and NoneType in allowed:
                 continue
-            if get_origin(kind) is Literal and value not in kinds:
-                fail("PPOConfig", name, f"be one of {', '.join(kinds)}", repr(value))
-            if bool in kinds and not isinstance(value, bool):
-                fail("PPOConfig", name, "be True or False", repr(value))
-            least = 0 if name in ("warmup_steps", "seed") else 1
-            if int in kinds and (type(value) is not int or value < least):
-                fail("PPOConfig", name, f"be a whole number of {least} or more", repr(value))
-            if float in kinds:
-                high = 1.0 if name in ("gamma", "lam", "clip_range") else torch.inf
-                above = name in _ABOVE_ZERO
-                check_number("PPOConfig", 0, high, above=above, **{name: value})
+            if get_origin(kinds[f.name]) is Literal and value not in allowed:
+                fail("PPOConfig", f.name, f"be one of {', '.join(allowed)}", repr(value))
+            if bool in allowed and not isinstance(value, bool):
+                fail("PPOConfig", f.name, "be True or False", repr(value))
+            if int in allowed and (type(value) is not int or value < f.metadata["low"]):
+                must = f"be a whole number of {f.metadata['low']} or more"
+                fail("PPOConfig", f.name, must, repr(value))
+            if float in allowed:
+                low, high, above = f.metadata.values()
+                check_number("PPOConfig", low, high, above=above, **{f.name: value})
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -155,7 +167,7 @@ class PPOConfig:
             must = "be 'sequence' where ratio_level is: one ratio has one advantage"
             fail("PPOConfig", "advantage_level", must, "'token'")
         if self.bootstrap_truncated and self.missing_eos_penalty:
-            must = "be 0 with bootstrap_truncated: a value stands for the score that is punished"
+            must = "be 0 with bootstrap_truncated: a value replaces the score that is punished"
             fail("PPOConfig", "missing_eos_penalty", must, self.missing_eos_penalty)
         if self.bootstrap_truncated and self.advantage_level == "sequence":
             must = "be False at the sequence level: one action has no next state"
@@ -177,7 +189,7 @@ class PPOConfig:
     def textbook(cls, **changes: object) -> "PPOConfig":
         """The eleven-step sketch that is commonly printed.
 
-        One advantage a response, A = r - V(prompt); the ratio to a reference that is renewed now
+        One advantage per response, A = r - V(prompt); the ratio to a reference that is renewed now
         and then; the KL to it in the loss, with c1, c2, c3. What it costs, beside the defaults:
         between renewals the ratio starts away from 1, and the KL forgets the first policy.
         """
@@ -196,6 +208,57 @@ class PPOConfig:
             "learning_rate": 2e-4,
         }
         return cls(**(sketch | changes))  # type: ignore[arg-type]
+
+
+# ---- credit ------------------------------------------------------------------------------------
+
+
+class Credit(NamedTuple):
+    """What each token (or each response) earned: [batch, time], at the sequence level [batch]."""
+
+    rewards: Float[Tensor, "batch time"]
+    advantages: Float[Tensor, "batch time"] | Float[Tensor, " batch"]
+    returns: Float[Tensor, "batch time"] | Float[Tensor, " batch"]
+    whitened: Float[Tensor, "batch time"] | Float[Tensor, " batch"]  # what the loss multiplies
+
+
+def assign_credit(rollout: Rollout, config: PPOConfig, *, kl_coef: float) -> Credit:
+    """Rewards, advantages and returns of a rollout; `kl_coef` is beta now.
+
+    `whitened` are the advantages as they are where the configuration whitens none.
+    """
+    mask, scores, bootstrap = rollout.mask, rollout.scores, None
+    if config.missing_eos_penalty:
+        penalties = config.missing_eos_penalty * rollout.truncated
+        scores = scores - (penalties if scores.dim() == 1 else _on_last(penalties, mask))
+    if config.bootstrap_truncated:
+        keep = ~rollout.truncated
+        scores = scores * (keep if scores.dim() == 1 else keep.unsqueeze(1))
+        bootstrap = rollout.bootstrap
+    rewards = shape_rewards(scores, rollout.kl, mask, kl_coef=kl_coef)
+    if config.advantage_level == "sequence":
+        returns, real = rewards.sum(1), mask[:, 0]
+        advantages = sequence_advantages(returns, rollout.values[:, 0])
+    else:
+        steps = {"gamma": config.gamma, "lam": config.lam}
+        advantages = gae(rewards, rollout.values, mask, **steps, bootstrap=bootstrap)
+        returns, real = where(mask, advantages + rollout.values, 0.0), mask
+    whitened = whiten(advantages, real) if config.whiten_advantages else advantages
+    return Credit(rewards, advantages, returns, whitened)
+
+
+def _on_last(x: Tensor, mask: Tensor) -> Tensor:
+    """One number per response, put on its last real token."""
+    return torch.zeros_like(mask, dtype=x.dtype).scatter(1, mask.sum(1, True) - 1, x.unsqueeze(1))
+
+
+def minibatches(n: int, config: PPOConfig, generator: torch.Generator) -> Iterator[Tensor]:
+    """The rows of each minibatch: every epoch goes through all `n` rows in a new order."""
+    for _ in range(config.epochs):
+        yield from torch.randperm(n, generator=generator).split(config.minibatch_size)
+
+
+# ---- loss --------------------------------------------------------------------------------------
 
 
 def ppo_loss(
@@ -219,67 +282,44 @@ def ppo_loss(
         policy: the one that learns.
         batch: (part of) a rollout.
         advantages: [batch, time], or [batch] at the sequence level.
-        returns: what the values should have been, in the same shape.
+        returns: the targets of the values, in the same shape.
         config: the choices.
         kl_loss_coef: c3 now (a controller may move it).
         penalty_coef: PPO-Penalty's coefficient now.
         n_tokens: real tokens of the whole minibatch, over micro-batches and processes; None:
             this batch's own. Each sum is divided by it, so that parts add up to the whole.
-        n_responses: responses of the whole minibatch; divides what exists once a response.
+        n_responses: responses of the whole minibatch; divides what exists once per response.
         reference: for kl_loss_estimator="exact" only; None: the policy without its adapter.
 
     Returns:
-        The loss, and statistics which add up over micro-batches like the loss, but for
+        The loss, and statistics which add up over micro-batches like the loss, except
         `ratio_error`, the largest abs(ratio - 1).
     """
     mask = batch.mask
-    wanted = tuple(mask.shape if config.advantage_level == "token" else mask.shape[:1])
-    for name, x in (("advantages", advantages), ("returns", returns)):
-        if tuple(x.shape) != wanted:
-            must = f"have shape {list(wanted)} at the {config.advantage_level} level"
-            fail("ppo_loss", name, must, list(x.shape))
+    _check_levels(mask, config, advantages=advantages, returns=returns)
     n_tokens = int(mask.sum()) if n_tokens is None else n_tokens
     n_responses = len(batch) if n_responses is None else n_responses
-    # One mean for what exists once a token, one for what exists once a response.
+    # One mean for what exists once per token, one for what exists once per response.
     means: dict[str, Callable[[Tensor], Tensor]] = {
         "token": lambda x: where(mask, x, 0.0).sum() / n_tokens,
         "sequence": lambda x: x.sum() / n_responses,
     }
     token_mean, ratio_mean = means["token"], means[config.ratio_level]
-
-    # What `evaluate` does, without the state after the last token, which only a rollout needs.
-    tokens, attention = batch.responses.tokens[:, :-1], batch.responses.attention_mask[:, :-1]
-    logits, values = policy(tokens, attention, keep=mask.shape[1])
+    logits, values, _ = evaluate(policy, batch.responses, end_value=False)
     log_probs = token_log_probs(logits, batch.responses.ids, temperature=config.temperature)
     log_probs = where(mask, log_probs, 0.0)
     ratio, old_to_new = _ratio(log_probs, batch, config)
-    if config.advantage_level == "sequence" and config.ratio_level == "token":
-        advantages = advantages.unsqueeze(1).expand_as(mask)
-    if config.policy_loss == "clip":
-        policy_losses = clipped_surrogate(ratio, advantages, config.clip_band)
-        clipped = clip_is_active(ratio, advantages, config.clip_band).float()
-    else:
-        policy_losses = penalty_surrogate(ratio, advantages, old_to_new, coef=penalty_coef)
-        clipped = torch.zeros_like(ratio)
-    # With c2 = 0 the entropy is a metric, and need not be remembered for the backward pass. Row by
-    # row: for all at once, the processor would wait for memory.
-    with torch.set_grad_enabled(config.entropy_coef > 0):
-        entropies = torch.cat([entropy(z, temperature=config.temperature) for z in logits.split(1)])
-
+    losses, clipped = _policy_losses(ratio, advantages, old_to_new, config, penalty_coef)
     parts = {
-        "policy_loss": ratio_mean(policy_losses),
+        "policy_loss": ratio_mean(losses),
         "value_loss": means[config.advantage_level](_value_losses(values, batch, returns, config)),
-        "entropy": token_mean(entropies),
+        "entropy": token_mean(_entropies(logits, config)),
     }
-    loss = (
-        parts["policy_loss"]
-        + config.value_coef * parts["value_loss"]
-        - config.entropy_coef * parts["entropy"]
-    )
+    loss = parts["policy_loss"] + config.value_coef * parts["value_loss"]
+    loss = loss - config.entropy_coef * parts["entropy"]
     if kl_loss_coef:
-        parts["kl_loss"] = token_mean(
-            _reference_kl(log_probs, logits, batch, config, policy, reference)
-        )
+        kl = _reference_kl(log_probs, logits, batch, config, policy, reference)
+        parts["kl_loss"] = token_mean(kl)
         loss = loss + kl_loss_coef * parts["kl_loss"]
     parts |= {
         "loss": loss,
@@ -291,10 +331,18 @@ def ppo_loss(
     return loss, {name: part.detach() for name, part in parts.items()}
 
 
-def _ratio(log_probs: Tensor, batch: Rollout, config: PPOConfig) -> tuple[Tensor, Tensor]:
-    """The ratio, and an estimate of KL(old || new) whose gradient is right: per token or response.
+def _check_levels(mask: Tensor, config: PPOConfig, **tensors: Tensor) -> None:
+    wanted = tuple(mask.shape if config.advantage_level == "token" else mask.shape[:1])
+    for name, x in tensors.items():
+        if tuple(x.shape) != wanted:
+            must = f"have shape {list(wanted)} at the {config.advantage_level} level"
+            fail("ppo_loss", name, must, list(x.shape))
 
-    Both are 1 and 0 on padding. k3 with the policy that sampled first: swapped, it is another KL.
+
+def _ratio(log_probs: Tensor, batch: Rollout, config: PPOConfig) -> tuple[Tensor, Tensor]:
+    """The ratio, and an estimate of KL(old || new) with the right gradient: per token or response.
+
+    Both are 1 and 0 on padding. k3 takes the policy that sampled first: swapped, it is another KL.
     """
     sampled = where(batch.mask, batch.log_probs, 0.0)
     base = sampled if config.ratio_to == "old" else where(batch.mask, batch.ref_log_probs, 0.0)
@@ -305,6 +353,19 @@ def _ratio(log_probs: Tensor, batch: Rollout, config: PPOConfig) -> tuple[Tensor
     return probability_ratio(new, old), old_to_new.sum(1)
 
 
+def _policy_losses(
+    ratio: Tensor, advantages: Tensor, old_to_new: Tensor, config: PPOConfig, penalty_coef: float
+) -> tuple[Tensor, Tensor]:
+    """The policy's loss per token or response, and 1 where a clip makes its gradient zero."""
+    if advantages.dim() < ratio.dim():
+        advantages = advantages.unsqueeze(1).expand_as(ratio)
+    if config.policy_loss == "penalty":
+        losses = penalty_surrogate(ratio, advantages, old_to_new, coef=penalty_coef)
+        return losses, torch.zeros_like(ratio)
+    losses = clipped_surrogate(ratio, advantages, config.clip_band)
+    return losses, clip_is_active(ratio, advantages, config.clip_band).float()
+
+
 def _value_losses(values: Tensor, batch: Rollout, returns: Tensor, config: PPOConfig) -> Tensor:
     values, old_values = (where(batch.mask, x, 0.0) for x in (values, batch.values))
     if config.advantage_level == "sequence":
@@ -312,6 +373,16 @@ def _value_losses(values: Tensor, batch: Rollout, returns: Tensor, config: PPOCo
     if config.value_clip_range is None:
         return value_loss(values, returns)
     return value_loss(values, returns, old_values=old_values, clip_range=config.value_clip_range)
+
+
+def _entropies(logits: Tensor, config: PPOConfig) -> Tensor:
+    """The entropy of each token's distribution.
+
+    With c2 = 0 it is a metric, and need not be remembered for the backward pass. Row by row: for
+    all rows at once, the processor would wait for memory.
+    """
+    with torch.set_grad_enabled(config.entropy_coef > 0):
+        return torch.cat([entropy(z, temperature=config.temperature) for z in logits.split(1)])
 
 
 def _reference_kl(
@@ -325,6 +396,36 @@ def _reference_kl(
     if config.kl_loss_estimator == "exact":
         ref_logits = reference_logits(policy, reference, batch.responses)
         return exact_kl(logits, ref_logits, temperature=config.temperature)
-    return KL_ESTIMATORS[config.kl_loss_estimator](
-        log_probs, where(batch.mask, batch.ref_log_probs, 0.0)
-    )
+    ref_log_probs = where(batch.mask, batch.ref_log_probs, 0.0)
+    return KL_ESTIMATORS[config.kl_loss_estimator](log_probs, ref_log_probs)
+
+
+# ---- what a step reports -----------------------------------------------------------------------
+
+
+def summarise(rollout: Rollout, credit: Credit, done: list[Stats], config: PPOConfig) -> Stats:
+    """The statistics of a step: of its rollout, then the means over its minibatches."""
+    mask, values = rollout.mask, rollout.values
+    if config.advantage_level == "sequence":
+        mask, values = mask[:, 0], values[:, 0]
+    kl = kl_k1(rollout.log_probs, rollout.ref_log_probs)
+    means = {name: sum(stats[name] for stats in done) / len(done) for name in done[0]}
+    steps = len(done) - means.pop("stopped") * len(done)
+    return {
+        "score": float(rollout.total_scores.mean()),
+        "reward": float(credit.rewards.sum(1).mean()),
+        "kl": float(where(rollout.mask, kl, 0.0).sum(1).mean()),
+        "response_length": float(rollout.mask.sum(1).float().mean()),
+        "truncated": float(rollout.truncated.float().mean()),
+        "explained_variance": float(explained_variance(values, credit.returns, mask)),
+        "optimizer_steps": steps,
+        "first_ratio_error": done[0]["ratio_error"],
+        **means,
+    }
+
+
+def scheduled_rate(step: int, config: PPOConfig) -> float:
+    """The learning rate of the update after `step` others: warm-up, then constant or to zero."""
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    left = 1.0 if config.total_steps is None else max(0.0, 1 - step / config.total_steps)
+    return config.learning_rate * warm * left

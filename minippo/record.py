@@ -98,7 +98,7 @@ class Recorder:
         step = len(trainer.history)
         if self.prompts and all(record["step"] != step for record in self.records):
             python, training = random.getstate(), trainer.policy.training
-            with torch.random.fork_rng(), torch.no_grad(), trainer.accelerator.autocast():
+            with torch.random.fork_rng(), torch.no_grad(), trainer.autocast():
                 self._answer(trainer, step)  # a score function may draw random numbers, too
             random.setstate(python)
             trainer.policy.train(training)
@@ -205,11 +205,10 @@ def _parsed(name: str, run: dict[str, Any]) -> Run:
 
 
 def _raw_advantages(trainer: Any, rollout: Any) -> Tensor:
-    """The trainer's returns minus values; at the sequence level the response's, at each token."""
-    _, returns, _ = trainer.advantages(rollout)
-    if returns.dim() == 1:
-        return (returns - rollout.values[:, 0]).unsqueeze(1).expand_as(rollout.values)
-    return returns - rollout.values
+    """Before whitening; at the sequence level the response's, at each of its tokens."""
+    advantages: Tensor = trainer.credit(rollout).advantages
+    wide = rollout.values.shape
+    return advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(wide)
 
 
 def _rounded(numbers: Sequence[float]) -> list[float | None]:

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from minippo._validate import check_number, fail
 from minippo.losses import sft_loss
 from minippo.models import PolicyWithValue
-from minippo.rollout import Responses, evaluate
+from minippo.responses import Responses
+from minippo.rollout import evaluate
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,21 @@ class FitConfig:
         )
 
 
-def make_accelerator(mixed_precision: str, **options: object) -> Accelerator:
-    """An Accelerator with this precision, whatever an earlier one of this process had."""
-    AcceleratorState._reset_state()  # else a second trainer with another precision is refused
-    return Accelerator(mixed_precision=mixed_precision, **options)
+def make_accelerator(**options: Any) -> Accelerator:
+    """An Accelerator that leaves precision to `autocast`.
+
+    accelerate keeps the precision in a global, so that a second trainer's would be the first's.
+    """
+    return Accelerator(mixed_precision="no", **options)
+
+
+def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
+    """Forward passes in bfloat16 with "bf16"; with "no" as they are."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
 def progress_bar(*, silent: bool = False, **options: Any) -> tqdm:
-    """A bar for people; TQDM_DISABLE=1 silences it in notebooks, too, where tqdm forgets to."""
+    """A bar for people. TQDM_DISABLE=1 silences it in notebooks, where tqdm ignores it."""
     return tqdm(disable=silent or bool(os.environ.get("TQDM_DISABLE")), **options)
 
 
@@ -73,7 +80,7 @@ def fit(
     """Minimise `loss(model, rows)` over random minibatches of row indices; the losses by step."""
     if n_rows < 1:
         fail("fit", "n_rows", "be 1 or more", n_rows)
-    accelerator = make_accelerator(config.mixed_precision)
+    accelerator = make_accelerator()
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=config.learning_rate,
@@ -90,7 +97,8 @@ def fit(
     with progress_bar(total=n_steps, desc=name) as bar:
         for _ in range(config.epochs):
             for rows in torch.randperm(n_rows, generator=generator).split(config.minibatch_size):
-                step_loss = loss(prepared, rows)
+                with autocast(accelerator.device, config.mixed_precision):
+                    step_loss = loss(prepared, rows)
                 accelerator.backward(step_loss)
                 accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
                 optimizer.step()

@@ -1,46 +1,56 @@
-"""The PPO loop: collect a rollout, update on it, again; and how to stop and go on.
+"""The PPO loop: collect a rollout, update on it, repeat; plus saving and resuming.
 
-accelerate does what it does right: the device, mixed precision, several processes, trackers. Two
-things are ours. Accumulation: each micro-batch's sums are divided by the *whole* minibatch's
-number of real tokens, since means of micro-batches of ragged rows are another gradient.
-Checkpoints: accelerate's are pickles; these are safetensors and JSON.
+`step` is `update(collect(prompts))`. Each part of `update` is a method to override or a pure
+function of `ppo`. accelerate provides the device, several processes and trackers. Accumulation is
+ours: each micro-batch's sums are divided by the *whole* minibatch's number of real tokens, because
+the mean of ragged micro-batches' means is another gradient.
 """
 
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import cached_property
-from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import gather, gather_object, pad_across_processes
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedTokenizerBase
 
 from minippo._validate import check_response_mask, fail
-from minippo.advantages import explained_variance, gae, sequence_advantages, shape_rewards
-from minippo.data import sha256
-from minippo.kl import AdaptiveKL, FixedKL, PenaltyKL, kl_k1, kl_k3
+from minippo.checkpoint import (
+    STATE,
+    pack,
+    read_checkpoint,
+    tensors_hash,
+    unpack,
+    weights_hash,
+    write_checkpoint,
+)
+from minippo.kl import AdaptiveKL, FixedKL, PenaltyKL, kl_k3
 from minippo.log_probs import token_log_probs
-from minippo.masking import masked_mean, whiten
+from minippo.masking import masked_mean
 from minippo.models import PolicyWithValue, no_progress_bars
-from minippo.ppo import PPOConfig, ppo_loss
-from minippo.rollout import Responses, Rollout, Score, collect, encode_prompts, evaluate
-from minippo.sft import make_accelerator, progress_bar
+from minippo.ppo import (
+    Credit,
+    PPOConfig,
+    Stats,
+    assign_credit,
+    minibatches,
+    ppo_loss,
+    scheduled_rate,
+    summarise,
+)
+from minippo.processes import add_up, any_process, gather_rollout, share, tracker
+from minippo.responses import Prompt, Rollout, split_columns
+from minippo.rollout import Score, collect, encode_prompts, evaluate
+from minippo.sft import autocast, make_accelerator, progress_bar
 
-Stats = dict[str, float]
+__all__ = ["STATE", "Callback", "PPOTrainer", "Stats", "weights_hash"]
+
 Callback = Callable[["PPOTrainer", Stats], bool | None]
-STATE = "trainer.json"  # its presence makes a folder a checkpoint of ours
 
 
 class PPOTrainer:
@@ -50,7 +60,7 @@ class PPOTrainer:
         policy: learns, in place.
         reference: the KL is measured to it; stays as it is, unless the configuration renews it:
             then it is overwritten in place. None: the policy with its LoRA adapter switched off.
-        score: judges responses: `text_score`, `load_score`, `ensemble_score` or your own.
+        score: scores responses: `text_score`, `load_score`, `ensemble_score` or your own.
         tokenizer: the policy's.
         config: every choice.
         callbacks: each is called after every step with the trainer and the step's statistics; one
@@ -60,6 +70,7 @@ class PPOTrainer:
 
     Attributes:
         history: the statistics of every step so far.
+        minibatch_stats: the statistics of every minibatch of the last update.
         kl_controller: drives beta (or c3 when beta is 0): `.coef`.
         penalty_controller: drives PPO-Penalty's coefficient.
     """
@@ -78,11 +89,10 @@ class PPOTrainer:
     ) -> None:
         if reference is policy:
             fail("PPOTrainer", "reference", "be a copy (frozen_copy(policy))", "the policy itself")
-        self.accelerator = make_accelerator(
-            config.mixed_precision, log_with=_tracker(log_with), project_dir=str(log_dir)
-        )
+        self.accelerator = make_accelerator(log_with=tracker(log_with), project_dir=str(log_dir))
         self.score, self.tokenizer, self.config = score, tokenizer, config
         self.callbacks, self.history = list(callbacks), list[Stats]()
+        self.minibatch_stats = list[Stats]()
         self.reference = None if reference is None else reference.to(self.accelerator.device)
         if config.gradient_checkpointing:
             model, new_name = policy.language_model, "activation_checkpointing_enable"
@@ -117,15 +127,62 @@ class PPOTrainer:
         """c3 now: the price of a nat in the loss."""
         return self.config.kl_loss_coef if self.config.kl_coef else self.kl_controller.coef
 
-    # ---- acting --------------------------------------------------------------------------------
+    @property
+    def learning_rate(self) -> float:
+        """Adam's learning rate in the coming update."""
+        return scheduled_rate(len(self.history), self.config)
 
-    def collect(self, prompts: Sequence[str]) -> Rollout:
-        """Answer each prompt once; measure and judge the answers.
+    def autocast(self) -> torch.autocast:
+        """The precision of every forward pass: sampling, measuring and learning alike."""
+        return autocast(self.accelerator.device, self.config.mixed_precision)
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def train(
+        self, prompts: Sequence[Prompt], n_steps: int, *, progress: bool = True
+    ) -> list[Stats]:
+        """Train until `n_steps` steps have been taken in all, including those before a resume.
+
+        Each pass over the prompts is in a new random order, `rollout_size` prompts per step.
+
+        Returns:
+            The history.
+        """
+        encode_prompts(self.tokenizer, prompts[:1])  # an empty list, or one string, is an error
+        if self._log_with is not None:
+            self.accelerator.init_trackers("minippo", config=asdict(self.config))
+        silent = not (progress and self.accelerator.is_main_process)
+        bar = progress_bar(total=n_steps, initial=len(self.history), desc="PPO", silent=silent)
+        with bar:
+            self._stop = False
+            while len(self.history) < n_steps and not self._stop:
+                stats = self.step(_batch(prompts, len(self.history), self.config))
+                self.accelerator.log(stats, step=len(self.history))
+                shown = ("score", "kl", "entropy", "clip_fraction", "value_loss")
+                bar.set_postfix({name: f"{stats[name]:.3g}" for name in shown}, refresh=False)
+                bar.update()
+        if self._log_with is not None:
+            for one in self.accelerator.trackers:  # end_training would end the processes' group
+                one.finish()
+        return self.history
+
+    def step(self, prompts: Sequence[Prompt]) -> Stats:
+        """One iteration of PPO: act, then learn from it."""
+        self._within_step = True  # stays True if a step is interrupted
+        stats = self.update(self.collect(prompts))
+        self._within_step = False
+        asked = [callback(self, stats) for callback in self.callbacks]
+        # One process may receive Ctrl-C before this line and another after it: they stop together,
+        # or they deadlock.
+        self._stop = any_process(any(asked))
+        return stats
+
+    def collect(self, prompts: Sequence[Prompt]) -> Rollout:
+        """Answer each prompt once; measure and score the answers.
 
         With several processes each takes its share, and all get the whole rollout.
         """
-        config, device = self.config, self.accelerator.device
-        every = config.reference_update_every
+        config, every = self.config, self.config.reference_update_every
         if every and self.n_rollouts and self.n_rollouts % every == 0:
             if self.reference is None:
                 fail("PPOTrainer", "reference", "be a model where it is to be renewed", "None")
@@ -133,61 +190,25 @@ class PPOTrainer:
         ids, mask = encode_prompts(self.tokenizer, prompts)
         # Drawn for the whole batch and indexed by row: the same texts on any number of processes.
         uniforms = torch.rand(len(ids), config.max_new_tokens, generator=self.generator)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        if len(ids) % world:
-            fail("PPOTrainer.collect", "prompts", f"divide among {world} processes", len(ids))
-        share = slice(rank * len(ids) // world, (rank + 1) * len(ids) // world)
+        mine, columns = share(self.accelerator, len(ids)), split_columns(prompts)[1]
         self.policy.eval()
-        with self.accelerator.autocast():
+        with self.autocast():
             rollout = collect(
                 self.policy,
                 self.reference,
                 self.score,
-                ids[share].to(device),
-                mask[share].to(device),
+                ids[mine],
+                mask[mine],
                 max_new_tokens=config.max_new_tokens,
                 eos_token_id=self.tokenizer.eos_token_id,
                 temperature=config.temperature,
-                uniforms=uniforms[share].to(device),
+                uniforms=uniforms[mine],
                 kl_estimator=config.kl_estimator,
                 chunk_size=config.micro_batch_size or config.minibatch_size,
+                columns={name: column[mine] for name, column in columns.items()},
             )
         self.n_rollouts += 1
-        return _gather(rollout) if world > 1 else rollout
-
-    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        """(advantages, returns, rewards) of a rollout; the advantages whitened if so configured.
-
-        [batch, time] at the token level; at the sequence level the first two are [batch].
-        """
-        config, mask, scores = self.config, rollout.mask, rollout.scores
-        if config.missing_eos_penalty:
-            penalties = config.missing_eos_penalty * rollout.truncated
-            scores = scores - (penalties if scores.dim() == 1 else _on_last(penalties, mask))
-        bootstrap = None
-        if config.bootstrap_truncated:
-            keep = ~rollout.truncated
-            scores = scores * (keep if scores.dim() == 1 else keep.unsqueeze(1))
-            bootstrap = rollout.bootstrap
-        rewards = shape_rewards(scores, rollout.kl, mask, kl_coef=self.kl_coef)
-        if config.advantage_level == "sequence":
-            returns, real = rewards.sum(1), mask[:, 0]
-            advantages = sequence_advantages(returns, rollout.values[:, 0])
-        else:
-            advantages = gae(
-                rewards,
-                rollout.values,
-                mask,
-                gamma=config.gamma,
-                lam=config.lam,
-                bootstrap=bootstrap,
-            )
-            returns, real = torch.where(mask, advantages + rollout.values, 0.0), mask
-        if config.whiten_advantages:
-            advantages = whiten(advantages, real)
-        return advantages, returns, rewards
-
-    # ---- learning ------------------------------------------------------------------------------
+        return gather_rollout(rollout) if self.accelerator.num_processes > 1 else rollout
 
     def update(self, rollout: Rollout) -> Stats:
         """Run the epochs over a rollout, or over some of its rows: `update(rollout[rows])`.
@@ -196,68 +217,80 @@ class PPOTrainer:
             FloatingPointError: a loss or a gradient is not finite. The step is not taken: the
                 weights are those before it.
         """
-        config = self.config
         check_response_mask("PPOTrainer.update", rollout.mask)
-        advantages, returns, rewards = self.advantages(rollout)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.model.train()
-        self.optimizer.zero_grad()  # what an interrupted update left behind
-        minibatches: list[Stats] = []
-        size, n = config.minibatch_size, len(rollout)
-        orders = (torch.randperm(n, generator=self.generator) for _ in range(config.epochs))
-        for rows in chain.from_iterable(order.split(size) for order in orders):
-            minibatches.append(self._minibatch(rollout, advantages, returns, rows))
-            if minibatches[-1]["stopped"]:
-                break
-        self.model.eval()
-        stats = self._summary(rollout, rewards, returns, minibatches)
-        self.kl_controller.update(stats["kl"], len(rollout))
-        if config.policy_loss == "penalty":
-            self.penalty_controller.update(self._moved(rollout), len(rollout))
+        credit = self.credit(rollout)
+        self.minibatch_stats = done = list[Stats]()
+        with self.learning():
+            for rows in minibatches(len(rollout), self.config, self.generator):
+                done.append(self.descend(self.accumulate(rollout, credit, rows)))
+                if done[-1]["stopped"]:
+                    break
+        stats = {"step": len(self.history) + 1, **self.coefficients()}
+        stats |= summarise(rollout, credit, done, self.config)
+        self.adapt(rollout, stats)
         self.history.append(stats)
         return stats
 
-    def _minibatch(
-        self, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor
-    ) -> Stats:
-        """One optimizer step over some rows, in micro-batches, on any number of processes."""
-        config, accelerator = self.config, self.accelerator
-        rank, world = accelerator.process_index, accelerator.num_processes
-        n_tokens = int(rollout.mask[rows].sum())
+    # ---- the parts of an update ----------------------------------------------------------------
+
+    def credit(self, rollout: Rollout) -> Credit:
+        """Rewards, advantages and returns, at beta now."""
+        return assign_credit(rollout, self.config, kl_coef=self.kl_coef)
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Train mode and the learning rate of this update; eval mode again at the end."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.model.train()
+        self.optimizer.zero_grad()  # what an interrupted update left
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def accumulate(self, rollout: Rollout, credit: Credit, rows: Tensor) -> Stats:
+        """The gradient of a minibatch, in micro-batches, on any number of processes."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        counts = {"n_tokens": int(rollout.mask[rows].sum()), "n_responses": len(rows)}
         # A process without a row takes part all the same, with a gradient of zero.
         weight = float(rank < len(rows))
         mine = rows[rank::world] if weight else rows[:1]
         parts: list[Stats] = []
-        micro_batches = rollout.responses[mine].by_length(config.micro_batch_size)
+        micro_batches = rollout.responses[mine].by_length(self.config.micro_batch_size)
         for number, part in enumerate((mine[i] for i in micro_batches), start=1):
             batch = rollout[part].trim()
             time = batch.mask.shape[1]  # a sequence-level tensor has no such axis
-            a, r = (x[part][:, :time] if x.dim() == 2 else x[part] for x in (advantages, returns))
+            cut = (x[part][:, :time] if x.dim() == 2 else x[part] for x in credit)
             # Only the last backward pass of a process waits for the others' gradients.
             wait = number == len(micro_batches)
-            with nullcontext() if wait else accelerator.no_sync(self.model):
-                with accelerator.autocast():
-                    loss, stats = ppo_loss(
-                        self.model,
-                        batch,
-                        a,
-                        r,
-                        config,
-                        kl_loss_coef=self.kl_loss_coef,
-                        penalty_coef=self.penalty_controller.coef,
-                        n_tokens=n_tokens,
-                        n_responses=len(rows),
-                        reference=self.reference,
-                    )
+            with nullcontext() if wait else self.accelerator.no_sync(self.model):
+                with self.autocast():
+                    loss, stats = self.loss(batch, Credit(*cut), **counts)
                 # DDP takes the mean over processes: undo it.
-                accelerator.backward(loss * (world * weight))
+                self.accelerator.backward(loss * (world * weight))
             numbers = (torch.stack([*stats.values()]) * weight).tolist()
             parts.append(dict(zip(stats, numbers, strict=True)))
-        totals = _add_up(parts if world == 1 else gather_object(parts))
-        return self._optimizer_step(totals)
+        return add_up(parts, self.accelerator)
 
-    def _optimizer_step(self, stats: Stats) -> Stats:
+    def loss(
+        self, batch: Rollout, credit: Credit, *, n_tokens: int, n_responses: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and statistics of a micro-batch; the counts are those of its whole minibatch."""
+        return ppo_loss(
+            self.model,
+            batch,
+            credit.whitened,
+            credit.returns,
+            self.config,
+            kl_loss_coef=self.kl_loss_coef,
+            penalty_coef=self.penalty_controller.coef,
+            n_tokens=n_tokens,
+            n_responses=n_responses,
+            reference=self.reference,
+        )
+
+    def descend(self, stats: Stats) -> Stats:
         """Step, unless the policy has moved too far already or something is not finite."""
         config = self.config
         norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -277,33 +310,20 @@ class PPOTrainer:
         self.optimizer.zero_grad()
         return stats
 
-    def _summary(
-        self, rollout: Rollout, rewards: Tensor, returns: Tensor, minibatches: list[Stats]
-    ) -> Stats:
-        mask, values = rollout.mask, rollout.values
-        if self.config.advantage_level == "sequence":
-            mask, values = mask[:, 0], values[:, 0]
-        kl = kl_k1(rollout.log_probs, rollout.ref_log_probs)
-        means = {
-            name: sum(m[name] for m in minibatches) / len(minibatches) for name in minibatches[0]
-        }
-        steps = len(minibatches) - means.pop("stopped") * len(minibatches)
+    def coefficients(self) -> Stats:
+        """What is adapted or scheduled, as it was in this update."""
         return {
-            "step": len(self.history) + 1,
-            "score": float(rollout.total_scores.mean()),
-            "reward": float(rewards.sum(1).mean()),
-            "kl": float(torch.where(rollout.mask, kl, 0.0).sum(1).mean()),
-            "response_length": float(rollout.mask.sum(1).float().mean()),
-            "truncated": float(rollout.truncated.float().mean()),
-            "explained_variance": float(explained_variance(values, returns, mask)),
-            "optimizer_steps": steps,
-            "first_ratio_error": minibatches[0]["ratio_error"],
             "kl_coef": self.kl_coef,
             "kl_loss_coef": self.kl_loss_coef,
             "penalty_coef": self.penalty_controller.coef,
             "learning_rate": self.learning_rate,
-            **means,
         }
+
+    def adapt(self, rollout: Rollout, stats: Stats) -> None:
+        """After an update: the KL controllers."""
+        self.kl_controller.update(stats["kl"], len(rollout))
+        if self.config.policy_loss == "penalty":
+            self.penalty_controller.update(self._moved(rollout), len(rollout))
 
     @torch.no_grad()
     def _moved(self, rollout: Rollout) -> float:
@@ -312,55 +332,12 @@ class PPOTrainer:
         new = []
         for start in range(0, len(rollout), size):
             responses = rollout.responses[start : start + size]
-            with self.accelerator.autocast():
+            with self.autocast():
                 logits = evaluate(self.policy, responses)[0]
             new.append(token_log_probs(logits, responses.ids, temperature=self.config.temperature))
         return float(masked_mean(kl_k3(rollout.log_probs, torch.cat(new)), rollout.mask))
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the coming update: warm-up, then constant or linear to zero."""
-        step, config = len(self.history), self.config
-        warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-        left = 1.0 if config.total_steps is None else max(0.0, 1 - step / config.total_steps)
-        return config.learning_rate * warm * left
-
-    def step(self, prompts: Sequence[str]) -> Stats:
-        """One iteration of PPO: act, then learn from it."""
-        self._within_step = True  # what ends a step half-way leaves it so
-        stats = self.update(self.collect(prompts))
-        self._within_step = False
-        stop = any([callback(self, stats) for callback in self.callbacks])
-        # One process may have got a Ctrl-C before this and another after: together, or they hang.
-        self._stop = any(gather_object([stop]))
-        return stats
-
-    def train(self, prompts: Sequence[str], n_steps: int, *, progress: bool = True) -> list[Stats]:
-        """Step until `n_steps` in all are done (those before a resume count); the history.
-
-        The prompts are gone through in a new random order each time, `rollout_size` a step.
-        """
-        config = self.config
-        encode_prompts(self.tokenizer, prompts[:1])  # an empty list, or one string, is an error
-        if self._log_with is not None:
-            self.accelerator.init_trackers("minippo", config=asdict(config))
-        silent = not (progress and self.accelerator.is_main_process)
-        with progress_bar(
-            total=n_steps, initial=len(self.history), desc="PPO", silent=silent
-        ) as bar:
-            self._stop = False
-            while len(self.history) < n_steps and not self._stop:
-                stats = self.step(_batch(prompts, len(self.history), config))
-                self.accelerator.log(stats, step=len(self.history))
-                shown = ("score", "kl", "entropy", "clip_fraction", "value_loss")
-                bar.set_postfix({name: f"{stats[name]:.3g}" for name in shown}, refresh=False)
-                bar.update()
-        if self._log_with is not None:
-            for tracker in self.accelerator.trackers:  # end_training would end the processes' group
-                tracker.finish()
-        return self.history
-
-    # ---- stopping and going on -----------------------------------------------------------------
+    # ---- saving and resuming -------------------------------------------------------------------
 
     @cached_property
     def reference_hash(self) -> str:
@@ -368,7 +345,7 @@ class PPOTrainer:
         if self.reference is not None:
             return weights_hash(self.reference)
         parameters = self.policy.named_parameters()
-        return _hash({name: p for name, p in parameters if not p.requires_grad})
+        return tensors_hash({name: p for name, p in parameters if not p.requires_grad})
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint from which `resume` goes on as if nothing had happened.
@@ -387,95 +364,49 @@ class PPOTrainer:
         if self._within_step:
             must = "save between two steps (resume from the checkpoint before)"
             fail("PPOTrainer.save", "the trainer", must, "a step that did not end")
-        folder = Path(folder)
-        if folder.exists() and not (folder / STATE).exists() and any(folder.iterdir()):
-            fail("PPOTrainer.save", "folder", "be new, empty or a checkpoint", str(folder))
         if self.accelerator.is_main_process:
-            made = folder.with_name(f"{folder.name}.unfinished")
-            shutil.rmtree(made, ignore_errors=True)  # what a kill left behind
-            made.mkdir(parents=True)
-            try:
-                self._write(made)
-                previous = folder.with_name(f"{folder.name}.previous")
-                if folder.exists():
-                    shutil.rmtree(previous, ignore_errors=True)
-                    folder.rename(previous)
-                made.rename(folder)
-            except SafetensorError as error:  # a full disk among others
-                raise OSError(f"PPOTrainer.save: {folder} cannot be written: {error}") from error
-            finally:
-                shutil.rmtree(made, ignore_errors=True)
+            tensors, steps = pack(self._trainable(), self.optimizer)
+            if self.config.reference_update_every and self.reference is not None:
+                state = self.reference.state_dict()
+                tensors |= {f"reference.{name}": x for name, x in state.items()}
+            write_checkpoint(Path(folder), self._write_model, tensors, self._state(steps))
         self.accelerator.wait_for_everyone()
 
-    def _write(self, folder: Path) -> None:
+    def _write_model(self, folder: Path) -> None:
         with no_progress_bars():
             self.policy.language_model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        tensors, steps = {}, 0
-        for name, p in self._trainable().items():
-            tensors[f"parameter.{name}"] = p.detach()
-            if state := self.optimizer.state.get(p):
-                steps = int(state["step"])
-                tensors |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
-        if self.config.reference_update_every and self.reference is not None:
-            state = self.reference.state_dict()
-            tensors |= {f"reference.{name}": x for name, x in state.items()}
-        # safetensors refuses tensors that share memory, such as tied embeddings.
-        tensors = {
-            name: x.cpu().clone(memory_format=torch.contiguous_format)
-            for name, x in tensors.items()
-        }
-        save_file(tensors, folder / "trainer.safetensors")
-        state = {
+
+    def _state(self, optimizer_steps: int) -> dict[str, Any]:
+        return {
             "config": asdict(self.config),
             "reference": None if self.config.reference_update_every else self.reference_hash,
             "history": self.history,
             "n_rollouts": self.n_rollouts,
-            "optimizer_steps": steps,
+            "optimizer_steps": optimizer_steps,
             "kl_controller": self.kl_controller.coef,
             "penalty_controller": self.penalty_controller.coef,
             "generator": bytes(self.generator.get_state().tolist()).hex(),
-            "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir())},
         }
-        (folder / STATE).write_text(json.dumps(state | {"own_sha256": _digest(state)}))
 
     def resume(self, folder: str | Path) -> None:
         """Take over the state that `save` wrote; `train` then goes on from there.
 
-        Make the trainer as it was made first: same configuration, same reference, and a policy of
-        the same shape.
+        Construct the trainer exactly as in the first run: same configuration, same reference, and
+        a policy of the same shape.
 
         Raises:
             ValueError: no checkpoint there, an altered or cut-off file, another configuration or
                 another reference.
         """
-        folder = Path(folder)
-        previous = folder.with_name(f"{folder.name}.previous")
-        if not folder.exists() and (previous / STATE).exists():
-            folder = previous  # killed between the two renames of `save`
-        state = _read_state(folder, previous)
-        now = asdict(self.config)
-        if changed := [
-            f"{k}={state['config'].get(k)}" for k in now if state["config"].get(k) != now[k]
-        ]:
-            fail(
-                "PPOTrainer.resume",
-                "config",
-                f"be the checkpoint's ({', '.join(changed)})",
-                "another",
-            )
+        state, tensors = read_checkpoint(Path(folder))
+        then, now = state["config"], asdict(self.config)
+        if changed := [f"{name}={then.get(name)}" for name in now if then.get(name) != now[name]]:
+            must = f"be the checkpoint's ({', '.join(changed)})"
+            fail("PPOTrainer.resume", "config", must, "another")
         if state["reference"] not in (None, self.reference_hash):
             fail("PPOTrainer.resume", "reference", "be the one that the run began with", "another")
-        tensors = load_file(folder / "trainer.safetensors")
-        with torch.no_grad():
-            for name, p in self._trainable().items():
-                p.copy_(tensors[f"parameter.{name}"])
-                if f"exp_avg.{name}" in tensors:
-                    moments = {
-                        k: tensors[f"{k}.{name}"].to(p.device) for k in ("exp_avg", "exp_avg_sq")
-                    }
-                    step = torch.tensor(float(state["optimizer_steps"]), device=p.device)
-                    self.optimizer.state[p] = {"step": step, **moments}
+        unpack(tensors, state["optimizer_steps"], self._trainable(), self.optimizer)
         if state["reference"] is None and self.reference is not None:
             prefix = "reference."
             own = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
@@ -484,88 +415,20 @@ class PPOTrainer:
         self._within_step = False
         self.kl_controller.coef = state["kl_controller"]
         self.penalty_controller.coef = state["penalty_controller"]
-        self.generator.set_state(
-            torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8)
-        )
+        generator = torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8)
+        self.generator.set_state(generator)
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
 
 
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names and values of a module's weights: equal hashes, equal models."""
-    return _hash(module.state_dict())
-
-
-def _hash(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, x in tensors.items():
-        digest.update(name.encode())
-        digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _digest(state: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
-
-
-def _read_state(folder: Path, previous: Path) -> dict[str, Any]:
-    if not (folder / STATE).is_file():
-        fail("PPOTrainer.resume", "folder", f"be a checkpoint (it has no {STATE})", str(folder))
-    hint = f"; the checkpoint before it is {previous}" if (previous / STATE).exists() else ""
-    try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text())
-        recorded, own = state["sha256"], state.pop("own_sha256")
-        if own != _digest(state):
-            raise ValueError("another content")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"PPOTrainer.resume: {folder / STATE} is damaged{hint}.") from error
-    for name, digest in recorded.items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise ValueError(f"PPOTrainer.resume: {folder / name} is damaged or missing{hint}.")
-    return state
-
-
-def _batch(prompts: Sequence[str], step: int, config: PPOConfig) -> list[str]:
+def _batch(prompts: Sequence[Prompt], step: int, config: PPOConfig) -> list[Prompt]:
     """The prompts of a step: a function of the seed and the step, so nothing need be saved."""
     n = len(prompts)
-    batch: list[str] = []
+    batch: list[Prompt] = []
     for i in range(step * config.rollout_size, (step + 1) * config.rollout_size):
         if i % n == 0 or not batch:
             generator = torch.Generator().manual_seed((config.seed << 32) + i // n)
             order = torch.randperm(n, generator=generator)
         batch.append(prompts[int(order[i % n])])
     return batch
-
-
-def _add_up(parts: list[Stats]) -> Stats:
-    """Micro-batches' statistics are shares of the minibatch's: they add up, but for the largest."""
-    return {
-        name: (max if name == "ratio_error" else sum)(part[name] for part in parts)
-        for name in parts[0]
-    }
-
-
-def _gather(rollout: Rollout) -> Rollout:
-    """The whole rollout on every process; rows in the order of the prompts."""
-
-    def whole(x: Tensor) -> Tensor:
-        sent = x.float() if x.dtype == torch.bool else x  # padding would make integers of a bool
-        if x.dim() == 2:
-            sent = pad_across_processes(sent, dim=1)
-        return gather(sent).to(x.dtype)
-
-    responses = Responses(*(whole(getattr(rollout.responses, f.name)) for f in fields(Responses)))
-    return Rollout(responses, *(whole(getattr(rollout, f.name)) for f in fields(Rollout)[1:]))
-
-
-def _on_last(x: Tensor, mask: Tensor) -> Tensor:
-    """One number a response, put on its last real token."""
-    return torch.zeros_like(mask, dtype=x.dtype).scatter(1, mask.sum(1, True) - 1, x.unsqueeze(1))
-
-
-def _tracker(name: str | None) -> str | None:
-    if name is not None and name not in (known := [str(t) for t in get_available_trackers()]):
-        must = f"be installed and known to accelerate (here: {', '.join(known) or 'none'})"
-        fail("PPOTrainer", "log_with", must, name)
-    return name

@@ -14,14 +14,14 @@ from tests import tiny
 
 def watched(trainer):
     """The advantages of every update of this process, as they were whitened here."""
-    seen, advantages = [], trainer.advantages
+    seen, credit = [], trainer.credit
 
     def spy(rollout):
-        result = advantages(rollout)
-        seen.append(result[0].tolist())
+        result = credit(rollout)
+        seen.append(result.whitened.tolist())
         return result
 
-    trainer.advantages = spy
+    trainer.credit = spy
     return seen
 
 
@@ -64,7 +64,7 @@ def main(output: str, changes: str, how: str = "") -> None:
     )
     trainer.save(output)
     if trainer.accelerator.is_main_process:
-        with open(f"{output}.json", "w") as file:
+        with open(f"{output}.json", "w", encoding="utf-8") as file:
             json.dump(ranks, file)
     # No end_training(): destroying the process group while gloo's thread still drops the last
     # barrier's tensor makes the two wait for each other (torch 2.13: the thread for the GIL, the

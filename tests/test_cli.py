@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from minippo import cli, world
 from minippo.data import write_jsonl
 from minippo.models import frozen_copy, load_policy
+from minippo.options import documented
 from minippo.ppo import PPOConfig
 from minippo.rollout import load_score
 from minippo.trainer import PPOTrainer
@@ -98,12 +100,29 @@ def test_usage_has_the_usual_exit_codes(arguments, code, capsys):
     assert stop.value.code == code
 
 
-def test_help_explains_every_option_of_the_configuration(capsys):
+def test_help_explains_every_option_of_the_configuration_in_its_groups(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
+    said = capsys.readouterr().out
+    titles = ["what to train", "credit", "loss", "KL to", "sampling", "batches", "optimizer"]
+    places = [said.index(f"\n{title}") for title in titles]
+    assert places == sorted(places)
+    assert places[1] < said.index("\n  --lam ") < places[2] < said.index("\n  --clip_range ") < places[3]
+    for kind in (cli.TrainArguments, PPOConfig):
+        assert [name for _, name, _ in documented(kind)] == [f.name for f in fields(kind)]
+    said = " ".join(said.split())
     assert "GAE's lambda; 0.95 (lm-human-preferences)" in said
     assert "epsilon; 0.2 (Schulman et al. 2017)" in said
+
+
+def test_an_optional_number_can_be_switched_off_and_a_flag_on(work):
+    off = ["--value_clip_range", "None", "--max-grad-norm", "none", "--whiten_advantages", "False"]
+    assert cli.main(train("--n_steps", "1", "--gradient_checkpointing", *off)) == 0
+    made = json.loads((work / "run" / "trainer.json").read_text())["config"]
+    assert made["value_clip_range"] is None
+    assert made["max_grad_norm"] is None
+    assert made["gradient_checkpointing"] is True
+    assert made["whiten_advantages"] is False
 
 
 @pytest.mark.slow

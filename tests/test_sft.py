@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from minippo import definitions as slow
 from minippo.rollout import encode, encode_prompts, evaluate, generate
-from minippo.sft import FitConfig, fit, make_accelerator, train_sft
+from minippo.sft import FitConfig, autocast, fit, make_accelerator, train_sft
 from tests import tiny
 from tests.shapes import refuses
 
@@ -122,9 +122,13 @@ def test_a_value_out_of_range_is_refused(name, value, came):
         FitConfig(**{name: value})
 
 
-def test_one_process_may_use_two_precisions_in_turn():
-    assert make_accelerator("bf16").mixed_precision == "bf16"
-    assert make_accelerator("no").mixed_precision == "no"
+def test_one_process_may_use_two_precisions_in_turn(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch` may set it
+    assert make_accelerator().mixed_precision == "no"  # precision is each trainer's own
+    a, b = torch.ones(2, 2), torch.ones(2, 2)
+    for precision, dtype in [("bf16", torch.bfloat16), ("no", torch.float32)] * 2:
+        with autocast(a.device, precision):
+            assert (a @ b).dtype == dtype
 
 
 def test_bf16_trains_too():

@@ -11,10 +11,9 @@ from torch import nn, tensor
 from torch.testing import assert_close
 
 from minippo import definitions as slow
-from minippo import trainer as trainer_module
 from minippo.kl import kl_k3
 from minippo.log_probs import token_log_probs
-from minippo.ppo import PPOConfig, ppo_loss
+from minippo.ppo import PPOConfig
 from minippo.rollout import Responses, Rollout, evaluate, text_score
 from minippo.trainer import PPOTrainer, weights_hash
 from tests import tiny
@@ -63,18 +62,14 @@ FAST = {"learning_rate": 0.01, "minibatch_size": 3}  # far enough to see, two mi
 
 def watch(trainer):
     """The statistics of each minibatch, by rollout: what `history` holds only the means of."""
-    rollouts, update, minibatch = [], trainer.update, trainer._minibatch
+    rollouts, update = [], trainer.update
 
-    def watched_update(rollout):
-        rollouts.append([])
-        return update(rollout)
-
-    def watched_minibatch(*args):
-        stats = minibatch(*args)
-        rollouts[-1].append(stats)
+    def watched(rollout):
+        stats = update(rollout)
+        rollouts.append(trainer.minibatch_stats)
         return stats
 
-    trainer.update, trainer._minibatch = watched_update, watched_minibatch
+    trainer.update = watched
     return rollouts
 
 
@@ -210,15 +205,18 @@ def test_micro_batches_give_the_update_of_the_whole_minibatch(changes, size):
         assert_close(parts.history[1][name], whole.history[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_the_mean_of_the_micro_batches_means_is_another_update(monkeypatch):
+def test_the_mean_of_the_micro_batches_means_is_another_update():
     # Guards the test above: it could see the usual mistake.
-    def naive(*args, n_tokens, n_responses, **options):
-        loss, stats = ppo_loss(*args, **options)
-        return loss / 3, stats
+    class Naive(PPOTrainer):
+        def loss(self, batch, credit, *, n_tokens, n_responses):
+            counts = {"n_tokens": int(batch.mask.sum()), "n_responses": len(batch)}
+            loss, stats = super().loss(batch, credit, **counts)
+            return loss / 3, stats
 
+    options = {"max_new_tokens": 10, "micro_batch_size": 2}
     whole = run(2, max_new_tokens=10, micro_batch_size=6)
-    monkeypatch.setattr(trainer_module, "ppo_loss", naive)
-    assert difference(whole, run(2, max_new_tokens=10, micro_batch_size=2)) > 1e-4
+    naive = run(2, trainer=tiny.trainer(kind=Naive, score=tiny.spread, **options))
+    assert difference(whole, naive) > 1e-4
 
 
 def test_gradient_checkpointing_gives_the_same_update_and_runs_twice():
@@ -238,8 +236,8 @@ def test_gradient_checkpointing_gives_the_same_update_and_runs_twice():
 def test_the_order_of_the_rows_does_not_matter():
     one, other = (tiny.trainer(score=tiny.spread) for _ in range(2))
     rollout, order = one.collect(PROMPTS), tensor([4, 1, 5, 0, 3, 2])
-    a, _, _ = one.advantages(rollout)
-    b, _, _ = other.advantages(rollout[order])
+    a = one.credit(rollout).whitened
+    b = other.credit(rollout[order]).whitened
     assert_close(b, a[order])
     one.update(rollout)
     other.update(rollout[order])
@@ -393,7 +391,7 @@ PAID = tensor([[0.0, 2.0, 9.0], [1.0, 1.0, 1.0]])  # 9 stands on padding
 def test_monte_carlo_credit_by_hand(changes, scores, rewards, returns):
     trainer = tiny.trainer(**MONTE_CARLO, **changes)
     rollout = rollout_by_hand(**({} if scores is None else {"scores": scores}))
-    advantages, got_returns, got_rewards = trainer.advantages(rollout)
+    got_rewards, advantages, got_returns, _ = trainer.credit(rollout)
     assert_close(got_rewards, tensor(rewards))
     assert_close(got_returns, tensor(returns))
     assert_close(advantages, torch.where(rollout.mask, tensor(returns) - rollout.values, 0.0))
@@ -411,9 +409,10 @@ def test_discounted_credit_is_that_of_the_definitions(bootstrap):
     returns = tensor(raw) + torch.where(rollout.mask, rollout.values, 0.0)
     for whiten in (False, True):
         trainer = tiny.trainer(whiten_advantages=whiten, **changes)
-        advantages, got, _ = trainer.advantages(rollout)
+        _, advantages, got, whitened = trainer.credit(rollout)
         expected = slow.whiten(raw, mask) if whiten else raw
-        assert_close(advantages, tensor(expected), rtol=1e-5, atol=1e-5)
+        assert_close(advantages, tensor(raw), rtol=1e-5, atol=1e-5)
+        assert_close(whitened, tensor(expected), rtol=1e-5, atol=1e-5)
         assert_close(got, returns, rtol=1e-5, atol=1e-5)  # from the raw advantages
 
 
@@ -421,10 +420,10 @@ def test_sequence_credit_by_hand():
     # Row 0: 2 - .5 * .3 = 1.85, less V = .5. Row 1: 3 - 2 - .5 * .2 = .9, less V = 1.
     options = SEQUENCE | {"kl_coef": 0.5, "missing_eos_penalty": 2.0}
     trainer = tiny.trainer(whiten_advantages=False, **options)
-    advantages, returns, _ = trainer.advantages(rollout_by_hand())
+    _, advantages, returns, _ = trainer.credit(rollout_by_hand())
     assert_close(returns, tensor([1.85, 0.9]))
     assert_close(advantages, tensor([1.35, -0.1]))
-    whitened, returns, _ = tiny.trainer(**options).advantages(rollout_by_hand())
+    _, _, returns, whitened = tiny.trainer(**options).credit(rollout_by_hand())
     assert_close(whitened, tensor([1.0, -1.0]))  # two numbers, whitened
     assert_close(returns, tensor([1.85, 0.9]))
 
@@ -445,7 +444,7 @@ def test_the_statistics_of_a_step_by_hand():
     ended = sum(
         (row[: lengths[i]] == tiny.EOS).any() for i, row in enumerate(rollout.responses.ids)
     )
-    values, returns = rollout.values.tolist(), trainer.advantages(rollout)[1].tolist()
+    values, returns = rollout.values.tolist(), trainer.credit(rollout).returns.tolist()
     stats = trainer.update(rollout)
     expected = {
         "step": 1,
@@ -688,7 +687,7 @@ def test_tensorboard_holds_the_statistics_of_every_step(tmp_path):
 
 def test_a_tracker_that_is_not_installed_is_our_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr(trainer_module, "get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("minippo.processes.get_available_trackers", lambda: ["tensorboard"])
     with refuses("PPOTrainer: log_with", "wandb"):
         tiny.trainer(log_with="wandb")
     with pytest.raises(ValueError, match=r"\(here: tensorboard\)"):

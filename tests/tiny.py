@@ -78,6 +78,7 @@ def trainer(
     reference: PolicyWithValue | None = None,
     score: Score = good_count,
     make: Callable[..., PPOConfig] = PPOConfig,
+    kind: type[PPOTrainer] = PPOTrainer,
     callbacks: Sequence[Callback] = (),
     log_with: str | None = None,
     log_dir: str | Path = "runs",
@@ -85,7 +86,7 @@ def trainer(
 ) -> PPOTrainer:
     """A trainer of a tiny policy whose reference is that policy; `changes` are the config's."""
     policy = shallow() if policy is None else policy
-    return PPOTrainer(
+    return kind(
         policy,
         frozen_copy(policy) if reference is None else reference,
         score,

@@ -7,27 +7,23 @@ trained policy's responses to held-out prompts.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from studies.common import SEEDS, Row, curves, judged, make_rows
 from torch import Tensor, nn, where
 
-import minippo.ppo
-import minippo.rollout
-import minippo.trainer
 from minippo import kl_k1, token_log_probs, whiten
 from minippo.data import load_prompts
 from minippo.misconceptions import CATALOGUE
 from minippo.models import PolicyWithValue, frozen_copy, load_policy
-from minippo.ppo import PPOConfig, ppo_loss
+from minippo.ppo import Credit, PPOConfig, Stats, ppo_loss
 from minippo.rollout import Responses, Rollout, evaluate, load_score, response_mask
-from minippo.trainer import PPOTrainer, Stats
+from minippo.trainer import PPOTrainer
 
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 STEPS = 8
 CONFIG = PPOConfig(lam=1.0, rollout_size=64, minibatch_size=32, epochs=2, warmup_steps=2)
 LOGGED = (
@@ -43,6 +39,7 @@ class Healthy(PPOTrainer):
         super().__init__(policy, *args, **kwargs)
         self.first, self.truth = frozen_copy(policy), list[Stats]()
         self.measures_wrong = False  # then the truth costs two more forward passes
+        self.loss_function: Loss = ppo_loss
 
     def collect(self, prompts: Any) -> Rollout:
         """As a bug has it; the truth is put down beside it."""
@@ -53,6 +50,20 @@ class Healthy(PPOTrainer):
     def _flaw(self, rollout: Rollout) -> Rollout:
         """What a bug makes of what happened."""
         return rollout
+
+    def loss(self, batch: Rollout, credit: Credit, **counts: int) -> tuple[Tensor, Any]:
+        """As the trainer has it, by the bug's own function."""
+        return self.loss_function(
+            self.model,
+            batch,
+            credit.whitened,
+            credit.returns,
+            self.config,
+            kl_loss_coef=self.kl_loss_coef,
+            penalty_coef=self.penalty_controller.coef,
+            reference=self.reference,
+            **counts,
+        )
 
     @torch.no_grad()
     def true_stats(self, rollout: Rollout) -> Stats:
@@ -96,16 +107,19 @@ def remeasured(trainer: Healthy, rollout: Rollout, responses: Responses) -> Roll
 class OldLogProbsAnew(Healthy):
     """The old log-probs are measured again before every minibatch."""
 
-    def _minibatch(self, rollout: Rollout, advantages: Any, returns: Any, rows: Any) -> Stats:
+    def accumulate(self, rollout: Rollout, credit: Credit, rows: Tensor) -> Stats:
+        """Of a rollout that seems to have been sampled just now."""
         batch = rollout[rows]
         batch = replace(batch, log_probs=remeasured(self, batch, batch.responses).log_probs)
-        return super()._minibatch(batch, advantages[rows], returns[rows], torch.arange(len(rows)))
+        part = Credit(*(x[rows] for x in credit))
+        return super().accumulate(batch, part, torch.arange(len(rows)))
 
 
 class HeadNotClipped(Healthy):
     """The gradient's norm is taken, and cut, without the value head."""
 
-    def _optimizer_step(self, stats: Stats) -> Stats:
+    def descend(self, stats: Stats) -> Stats:
+        """Clip the language model alone."""
         limit = self.config.max_grad_norm or torch.inf
         norm = nn.utils.clip_grad_norm_(self.policy.language_model.parameters(), limit)
         self.optimizer.step()
@@ -134,10 +148,11 @@ class DropoutOn(Healthy):
 class WhitenedReturns(Healthy):
     """Returns = whitened advantages + values."""
 
-    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+    def credit(self, rollout: Rollout) -> Credit:
         """Whitened first."""
-        advantages, _, rewards = super().advantages(rollout)
-        return advantages, where(rollout.mask, advantages + rollout.values, 0.0), rewards
+        credit = super().credit(rollout)
+        returns = where(rollout.mask, credit.whitened + rollout.values, 0.0)
+        return credit._replace(returns=returns)
 
 
 # ---- bugs of the rollout -----------------------------------------------------------------------
@@ -200,8 +215,6 @@ class ScoreOnEveryToken(Healthy):
 
 # ---- bugs of the loss --------------------------------------------------------------------------
 
-Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-
 
 def mistaken(mistake: str) -> Loss:
     """A version from the catalogue of wrong implementations; its statistics are the right ones."""
@@ -251,12 +264,39 @@ def mean_of_means(
     return loss * share, {name: x * share for name, x in stats.items()} | errors
 
 
-def shifted(policy: Any, responses: Responses) -> tuple[Tensor, Tensor, Tensor]:
+class ReadsAhead(nn.Module):
     """Token t's log-prob is read where the model has already seen token t."""
-    time = responses.ids.shape[1]
-    logits, values = policy(responses.tokens, responses.attention_mask, keep=time + 1)
-    end_values = values.gather(1, responses.mask.sum(1, keepdim=True)).squeeze(1)
-    return logits[:, 1:], values[:, :-1], end_values
+
+    def __init__(self, policy: nn.Module, responses: Responses) -> None:
+        super().__init__()
+        self.policy, self.responses = policy, responses
+
+    def forward(self, tokens: Tensor, mask: Tensor, *, keep: int) -> tuple[Tensor, Tensor]:
+        """As the policy, with the logits of one position later."""
+        r = self.responses
+        logits, values = self.policy(r.tokens, r.attention_mask, keep=r.ids.shape[1] + 1)
+        return logits[:, 1:], values[:, :-1]
+
+
+def shifted(
+    policy: Any, batch: Rollout, *args: Any, **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of log-probs that are off by one."""
+    return ppo_loss(ReadsAhead(policy, batch.responses), batch, *args, **kwargs)
+
+
+class OffByOne(Healthy):
+    """Rollout and update read every log-prob one position too late."""
+
+    @torch.no_grad()
+    def _flaw(self, rollout: Rollout) -> Rollout:
+        r = rollout.responses
+        logits = (
+            evaluate(ReadsAhead(m, r), r, end_value=False)[0] for m in (self.policy, self.reference)
+        )
+        log_probs, ref_log_probs = (where(r.mask, token_log_probs(z, r.ids), 0.0) for z in logits)
+        kl = kl_k1(log_probs, ref_log_probs)
+        return replace(rollout, log_probs=log_probs, ref_log_probs=ref_log_probs, kl=kl)
 
 
 # ---- the zoo -----------------------------------------------------------------------------------
@@ -269,7 +309,6 @@ class Bug:
     kind: type[Healthy] = Healthy
     config: dict[str, Any] = field(default_factory=dict)
     loss: Loss = ppo_loss
-    evaluate: Callable[..., Any] = evaluate
     measures_wrong: bool = False
 
 
@@ -285,7 +324,7 @@ CASES = {
     "mask ignored": Bug(MaskIgnored),
     "pad for EOS": Bug(PadForEOS),
     "dropout on": Bug(DropoutOn),
-    "off by one": Bug(evaluate=shifted, measures_wrong=True),
+    "off by one": Bug(OffByOne, loss=shifted),
     "reference renewed 1": Bug(config={"reference_update_every": 1}, measures_wrong=True),
     "reference renewed 4": Bug(config={"reference_update_every": 4}, measures_wrong=True),
     "score on padding": Bug(ScoreOnPadding),
@@ -314,16 +353,12 @@ def run(bug: str, seed: int) -> Row:
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     score, stopped = load_score("tiny-gpt2-reward", tokenizer), None
     trainer = made.kind(policy, frozen_copy(policy), score, tokenizer, config)
-    trainer.measures_wrong = made.measures_wrong
-    with ExitStack() as replaced:
-        replaced.enter_context(patch.object(minippo.trainer, "ppo_loss", made.loss))
-        for module in (minippo.rollout, minippo.ppo, minippo.trainer):
-            replaced.enter_context(patch.object(module, "evaluate", made.evaluate))
-        torch.manual_seed(seed)  # dropout's
-        try:
-            trainer.train(load_prompts("prompts-train"), STEPS, progress=False)
-        except FloatingPointError:
-            stopped = len(trainer.history) + 1
+    trainer.measures_wrong, trainer.loss_function = made.measures_wrong, made.loss
+    torch.manual_seed(seed)  # dropout's
+    try:
+        trainer.train(load_prompts("prompts-train"), STEPS, progress=False)
+    except FloatingPointError:
+        stopped = len(trainer.history) + 1
     end = judged(policy, trainer.first, tokenizer, score, samples=2)
     kept = ("gold", "proxy", "kl", "length", "ended", "distinct", "repeated")
     return {

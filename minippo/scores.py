@@ -1,0 +1,261 @@
+"""Scores: rules on text, reward models and classifiers as functions of `Responses`."""
+
+import math
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+from pathlib import Path
+from statistics import fmean, pvariance
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from minippo._validate import check_number, fail
+from minippo.models import RewardModel, load_classifier
+from minippo.responses import Columns, Responses, decode, left_pad
+
+Score = Callable[[Responses], Tensor]
+TextScore = Callable[..., Sequence[float]]
+
+
+def check_scores(scores: Tensor, responses: Responses) -> Tensor:
+    """Scores must be finite floats, per response or per token: [batch] or [batch, time]."""
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        came = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        fail("score", "the result", "be a tensor of floats", came)
+    batch, time = responses.ids.shape
+    if tuple(scores.shape) not in ((batch,), (batch, time)):
+        must = f"have shape [{batch}] or [{batch}, {time}]"
+        fail("score", "the result", must, list(scores.shape))
+    finite = (
+        scores.isfinite() if scores.dim() == 1 else (scores.isfinite() | ~responses.mask).all(1)
+    )
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        ids = responses.ids[row][responses.mask[row]].tolist()
+        fail("score", f"the score of row {row}", "be finite", f"{scores[row]} for tokens {ids}")
+    return scores.detach().float().to(responses.ids.device)
+
+
+def text_score(tokenizer: PreTrainedTokenizerBase, fn: TextScore) -> Score:
+    """Score by a function of texts: `fn(prompts, responses)` returns one number per response.
+
+    Other columns of the prompts' data set reach `fn` by name, those that its signature asks for:
+    `def fn(prompts, responses, answer)`, or all of them with `**columns`.
+
+    Raises:
+        ValueError: `fn` returned another number of scores, or one that is no finite number; the
+            message shows prompt and response. What `fn` itself raises is passed on, with a note
+            that shows them.
+    """
+
+    def score(responses: Responses) -> Tensor:
+        prompts, texts = decode(tokenizer, responses)
+        columns = _asked_for(fn, responses.columns)
+        try:
+            scores = list(fn(prompts, texts, **columns))
+        except Exception as error:
+            bad = _first_bad(fn, prompts, texts, columns)
+            error.add_note(f"raised by the score function on {bad}")
+            raise
+        if len(scores) != len(texts):
+            fail("text_score", "fn's result", f"hold {len(texts)} scores", len(scores))
+        for prompt, text, value in zip(prompts, texts, scores, strict=True):
+            try:
+                finite = bool(torch.isfinite(torch.tensor(float(value))))
+            except (TypeError, ValueError):
+                finite = False
+            if not finite:
+                where = f"for prompt {prompt!r}, response {text!r}"
+                fail("text_score", "a score", "be a finite number", f"{value!r} {where}")
+        return torch.tensor([float(value) for value in scores], device=responses.ids.device)
+
+    return score
+
+
+def _asked_for(fn: TextScore, columns: Columns) -> Columns:
+    """The columns that a function takes by name."""
+    if not columns:
+        return {}
+    taken = signature(fn).parameters.values()
+    if any(p.kind is Parameter.VAR_KEYWORD for p in taken):
+        return columns
+    return {name: columns[name] for name in columns if name in [p.name for p in taken]}
+
+
+def _first_bad(fn: TextScore, prompts: list[str], texts: list[str], columns: Columns) -> str:
+    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        try:
+            fn([prompt], [text], **{name: [column[row]] for name, column in columns.items()})
+        except Exception:
+            return f"prompt {prompt!r}, response {text!r}"
+    return f"{len(texts)} responses together, though on none of them alone"
+
+
+def ensemble_score(
+    fns: Sequence[Score],
+    *,
+    how: Literal["mean", "min", "mean_minus_variance"] = "mean",
+    coef: float = 0.0,
+) -> Score:
+    """Several scores as one: their mean, the least, or mean - coef * population variance.
+
+    Source: Coste et al. 2023 (arXiv:2310.02743), where they are called mean, worst-case (WCO) and
+    uncertainty-weighted (UWO). The scores are taken as they come: bring the members to one scale
+    first (`normalized_score`), or the one that spreads most decides.
+    """
+    if not fns:
+        fail("ensemble_score", "fns", "hold at least one score function", "none")
+    if how not in ("mean", "min", "mean_minus_variance"):
+        fail("ensemble_score", "how", "be 'mean', 'min' or 'mean_minus_variance'", repr(how))
+    check_number("ensemble_score", 0, coef=coef)
+
+    def score(responses: Responses) -> Tensor:
+        scores = torch.stack([check_scores(fn(responses), responses) for fn in fns])
+        if how == "min":
+            return scores.amin(0)
+        spread = coef * scores.var(0, correction=0) if how == "mean_minus_variance" else 0.0
+        return scores.mean(0) - spread
+
+    return score
+
+
+def load_score(
+    name: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, *, batch_size: int = 64
+) -> Score:
+    """Score by a reward model: a shipped one ("tiny-gpt2-reward"), a folder, or the hub's.
+
+    `tokenizer` is the policy's; None means that the reward model uses the same one. A model with
+    one label and a head named score (ours, GPT-2's, Llama's) reads the last token, EOS; where it
+    has another tokenizer the texts are tokenized again, with EOS at the end of those that ended.
+    Any other classifier reads prompt and response as its own tokenizer writes them, and pays one
+    label's raw logit, as TRL's sentiment example does: "lvwerra/distilbert-imdb#POSITIVE", "#1".
+    """
+    place, _, label = (str(name), "", "") if Path(name).exists() else str(name).partition("#")
+    body, own = load_classifier("load_score", place)
+    body.eval().requires_grad_(False)
+    theirs = own if tokenizer is None else tokenizer
+    index = _label_index(body, label)
+    if body.config.num_labels > 1 or getattr(body, "score", None) is None:
+        return _classifier_score(body, own, theirs, index, batch_size)
+    model, same = RewardModel(body), own.get_vocab() == theirs.get_vocab()
+    limit = getattr(model.body.config, "max_position_embeddings", None)
+
+    @torch.no_grad()
+    def score(responses: Responses) -> Tensor:
+        device = responses.ids.device
+        model.to(device)
+        judged = responses if same else _retokenize(theirs, own, responses)
+        longest = int(judged.attention_mask.sum(1).max())
+        if limit is not None and longest > limit:
+            fail("load_score", "the responses", f"fit {limit} positions of {name}", longest)
+        rows = [judged[i : i + batch_size].trim() for i in range(0, len(judged), batch_size)]
+        return torch.cat([model(r.tokens.to(device), r.attention_mask.to(device)) for r in rows])
+
+    return score
+
+
+def _label_index(classifier: Any, label: str) -> int:
+    """A label's column, from its name or its number; one label alone need not be named."""
+    names = {str(name): int(index) for index, name in classifier.config.id2label.items()}
+    names |= {str(index): index for index in names.values()}
+    if not label and classifier.config.num_labels == 1:
+        return 0
+    if label not in names:
+        must = f"end in # and a label, one of {', '.join(names)}"
+        fail("load_score", "name", must, repr(label) if label else "no label")
+    return names[label]
+
+
+def _classifier_score(
+    model: Any,
+    own: PreTrainedTokenizerBase,
+    theirs: PreTrainedTokenizerBase,
+    index: int,
+    batch_size: int,
+) -> Score:
+    """One logit of a classifier that reads texts by its own tokenizer and conventions."""
+    own.pad_token = own.pad_token or own.eos_token
+    model.config.pad_token_id = own.pad_token_id  # tells GPT-2's kind which token is the last
+    limits = [own.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+
+    @torch.no_grad()
+    def score(responses: Responses) -> Tensor:
+        device = responses.ids.device
+        texts = [prompt + text for prompt, text in zip(*decode(theirs, responses), strict=True)]
+        scores, limit = [], min(x for x in limits if x)
+        for start in range(0, len(texts), batch_size):
+            part = texts[start : start + batch_size]
+            batch = own(part, padding=True, padding_side="right", return_tensors="pt").to(device)
+            if (longest := batch["input_ids"].shape[1]) > limit:
+                fail("load_score", "the texts", f"fit the judge's {limit} positions", longest)
+            scores.append(model.to(device)(**batch).logits[:, index].float())
+        return torch.cat(scores)
+
+    return score
+
+
+def _retokenize(
+    theirs: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, responses: Responses
+) -> Responses:
+    ended = ((responses.ids == theirs.eos_token_id) & responses.mask).any(1)
+    ends = [own.eos_token_id]
+    rows = [
+        own(prompt)["input_ids"] + own(text, add_special_tokens=False)["input_ids"] + ends * stop
+        for prompt, text, stop in zip(*decode(theirs, responses), ended.tolist(), strict=True)
+    ]
+    ids, mask = left_pad(rows, own.eos_token_id)
+    return Responses(ids, mask, ids[:, :0], mask[:, :0])
+
+
+def score_with(model: nn.Module) -> Score:
+    """Score by a reward model in memory whose tokenizer is the policy's."""
+
+    @torch.no_grad()
+    def score(responses: Responses) -> Tensor:
+        device = next(model.parameters()).device
+        return model(responses.tokens.to(device), responses.attention_mask.to(device))
+
+    return score
+
+
+def normalized_score(
+    score: Score, *, mean: float | None = None, std: float | None = None, clip: float | None = None
+) -> Score:
+    """Scores with mean 0 and deviation 1: (score - mean) / std, then clipped to +-clip.
+
+    With `mean` and `std` given they are fixed, as in lm-human-preferences, which measures them
+    once on the first policy's responses. Without them they are the running ones over all scores
+    so far, the current batch included (TRL 0.11's `use_score_scaling` and `use_score_norm`); these
+    are not part of a checkpoint.
+
+    Args:
+        score: pays one number per response.
+        mean: subtracted; None with std None: running.
+        std: divides; above 0.
+        clip: the largest absolute value of a result, in deviations; None: not clipped.
+    """
+    if (mean is None) != (std is None):
+        fail("normalized_score", "mean and std", "be given together, or neither", (mean, std))
+    if mean is not None and std is not None:
+        check_number("normalized_score", -math.inf, mean=mean)
+        check_number("normalized_score", 0, above=True, std=std)
+    if clip is not None:
+        check_number("normalized_score", 0, above=True, clip=clip)
+    n, middle, spread = 0, mean or 0.0, std or 0.0
+
+    def normalized(responses: Responses) -> Tensor:
+        nonlocal n, middle, spread
+        scores = check_scores(score(responses), responses)
+        if scores.dim() == 2:
+            fail("normalized_score", "score", "pay one number per response", "one per token")
+        if mean is None:  # Chan et al. 1979: what a batch adds to mean and variance
+            batch, k, seen = scores.tolist(), len(scores), n + len(scores)
+            off = fmean(batch) - middle
+            spread = (n * spread**2 + k * pvariance(batch) + off**2 * n * k / seen) / seen
+            n, middle, spread = seen, middle + off * k / seen, math.sqrt(spread)
+        result = (scores - middle) / (spread or 1.0)  # all equal so far: there is no scale
+        return result if clip is None else result.clamp(-clip, clip)
+
+    return normalized
