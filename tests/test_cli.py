@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from minippo import cli, world
+from minippo import cli, commands, world
 from minippo.data import write_jsonl
 from minippo.models import frozen_copy, load_policy
 from minippo.ppo import PPOConfig
@@ -90,12 +91,50 @@ def test_a_checkpoint_is_not_overwritten_by_a_new_run(work, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--version"], 0), (["--help"], 0), ([], 2), (["trane"], 2), (["train", "--no"], 2)],
+    [
+        ("--version", 0),
+        ("--help", 0),
+        ("", 2),
+        ("trane", 2),
+        ("train --no", 2),
+        ("grade x --no", 2),
+    ],
 )
 def test_usage_has_the_usual_exit_codes(arguments, code, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
+        cli.main(arguments.split())
     assert stop.value.code == code
+
+
+LIGHT = ["", "--version", "--help", "demo --help", "grade --help", "homework --help", "trane"]
+HEAVY = ["torch", "transformers", "accelerate", "datasets", "matplotlib", "PIL", "numpy"]
+
+
+def test_version_and_help_load_nothing_that_takes_seconds():
+    program = f"""
+import runpy, sys
+for arguments in {LIGHT}:
+    sys.argv[1:] = arguments.split()
+    try:
+        runpy.run_module("minippo", run_name="__main__")
+    except SystemExit as stop:
+        print("exit code", stop.code, [name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = [line for line in done.stdout.splitlines() if line.startswith("exit code")]
+    assert told == [f"exit code {code} []" for code in (2, 0, 0, 0, 0, 0, 2)]
+
+
+def test_help_has_a_line_for_each_command_and_no_command_shows_it(capsys):
+    with pytest.raises(SystemExit):
+        cli.main([])
+    lines = capsys.readouterr().err.splitlines()
+    for command in ("demo", "train", "grade", "homework"):
+        assert any(re.match(rf"    {command}  +\w+", line) for line in lines)
 
 
 def test_help_explains_every_option_of_the_configuration(capsys):
@@ -131,11 +170,11 @@ def test_the_demo_goes_most_of_the_way_to_the_best_gold_reward(seed):
 
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     reference, score = frozen_copy(policy), load_score("tiny-gpt2-reward", tokenizer)
-    before = cli.examine(policy, reference, tokenizer, score)[1]
-    trainer = PPOTrainer(policy, reference, score, tokenizer, replace(cli.DEMO, seed=seed))
-    trainer.train(list(world.PROMPTS_TRAIN), cli.STEPS, progress=False)
-    texts, after = cli.examine(policy, reference, tokenizer, score)
-    best = json.loads((cli.DATA / "manifest.json").read_text())["figures"]["best"]["gold"]
+    before = commands.examine(policy, reference, tokenizer, score)[1]
+    trainer = PPOTrainer(policy, reference, score, tokenizer, replace(commands.DEMO, seed=seed))
+    trainer.train(list(world.PROMPTS_TRAIN), commands.STEPS, progress=False)
+    texts, after = commands.examine(policy, reference, tokenizer, score)
+    best = json.loads((commands.DATA / "manifest.json").read_text())["figures"]["best"]["gold"]
     share = (after["gold"] - before["gold"]) / (best - before["gold"])
     print(f"seed {seed}: gold {before['gold']:.3f} to {after['gold']:.3f}, {share:.0%} of the way")
     print(f"   proxy {before['proxy']:.2f} to {after['proxy']:.2f}, KL {after['kl']:.2f}")

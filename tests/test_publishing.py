@@ -44,8 +44,8 @@ def test_the_reference_has_every_public_module():
     shown = set(re.findall(r"automodule:: minippo\.(\w+)", (ROOT / "docs" / "api.md").read_text()))
     found = {p.stem for p in (ROOT / "minippo").glob("[a-z]*.py")}
     found |= {p.parent.name for p in (ROOT / "minippo").glob("[a-z]*/__init__.py")}
-    inner = {"cli", "worker", "definitions", "misconceptions", "diagnosis", "enumerable"}
-    assert found - shown <= inner
+    inner = "cli commands worker definitions misconceptions diagnosis enumerable".split()
+    assert found - shown <= set(inner)
     assert shown <= found
 
 
