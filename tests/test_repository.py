@@ -70,6 +70,15 @@ def test_nothing_shipped_is_a_pickle_and_nothing_names_a_machine():
     assert [f for f in texts if host.search((ROOT / f).read_text(encoding="utf-8"))] == []
 
 
+def test_what_may_come_from_an_accelerator_is_on_the_cpu_before_it_is_made_double():
+    # Apple's GPU has no float64, and matplotlib reads the CPU alone. Sampling has tests of its own.
+    texts = {p: p.read_text(encoding="utf-8") for p in (ROOT / "minippo").rglob("*.py")}
+    found = {p.stem: re.findall(r"(\S+)\.double\(\)", text) for p, text in texts.items()}
+    elsewhere = {name: calls for name, calls in found.items() if name != "rollout" and calls}
+    assert {"distributions", "credit", "clipping", "_cases", "_observe"} <= set(elsewhere)
+    assert [c for calls in elsewhere.values() for c in calls if not c.endswith(".cpu()")] == []
+
+
 # ---- the data card -----------------------------------------------------------------------------
 
 
