@@ -392,13 +392,15 @@ def write_manifest(out: Path, figures: Figures) -> None:
         },
         "figures": figures,
     }
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def update_manifest(out: Path) -> None:
     """manifest.json with the files as they are now; the world's figures stay."""
-    manifest = json.loads((out / "manifest.json").read_text()) | {"files": list_files(out)}
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8")) | {
+        "files": list_files(out)
+    }
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def list_files(out: Path) -> Figures:
@@ -421,10 +423,12 @@ def write_card(figures: Figures) -> None:
             for sub, x in pairs:
                 shown = f"{x:,}" if isinstance(x, int | float) else str(x)
                 rows.append(f"| {', '.join(s for s in (group, name, sub) if s)} | {shown} |")
-    card = (HERE / "README.md").read_text()
+    card = (HERE / "README.md").read_text(encoding="utf-8")
     begin, end = "<!-- figures -->\n", "<!-- end of figures -->"
     before, after = card.split(begin)[0], card.split(end)[1]
-    (HERE / "README.md").write_text(before + begin + "\n".join(rows) + "\n" + end + after)
+    (HERE / "README.md").write_text(
+        before + begin + "\n".join(rows) + "\n" + end + after, encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

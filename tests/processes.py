@@ -64,7 +64,7 @@ def main(output: str, changes: str, how: str = "") -> None:
     )
     trainer.save(output)
     if trainer.accelerator.is_main_process:
-        with open(f"{output}.json", "w") as file:
+        with open(f"{output}.json", "w", encoding="utf-8") as file:
             json.dump(ranks, file)
     # No end_training(): destroying the process group while gloo's thread still drops the last
     # barrier's tensor makes the two wait for each other (torch 2.13: the thread for the GIL, the

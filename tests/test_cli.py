@@ -33,7 +33,8 @@ def work(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in tiny.PROMPTS])
     (tmp_path / "judge.py").write_text(
         "def good(prompts, responses):\n    return [r.split().count('good') for r in responses]\n"
-        "def broken(prompts, responses):\n    return [1 / 0 for r in responses]\n"
+        "def broken(prompts, responses):\n    return [1 / 0 for r in responses]\n",
+        encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -49,7 +50,8 @@ def test_train_writes_a_model_and_resume_goes_on_to_the_same_end(work, capsys):
     assert cli.main(train("--n_steps", "2", output="half")) == 0
     assert cli.main(train("--n_steps", "4", "--resume", output="half")) == 0
     histories = [
-        json.loads((work / d / "trainer.json").read_text())["history"] for d in ("run", "half")
+        json.loads((work / d / "trainer.json").read_text(encoding="utf-8"))["history"]
+        for d in ("run", "half")
     ]
     assert histories[0] == histories[1]
     assert len(histories[0]) == 4
@@ -156,7 +158,7 @@ def test_ctrl_c_saves_a_step_boundary_and_says_how_to_go_on(work):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130
-    done = len(json.loads((work / "run" / "trainer.json").read_text())["history"])
+    done = len(json.loads((work / "run" / "trainer.json").read_text(encoding="utf-8"))["history"])
     assert f"stopped after step {done}; to go on: the same command with --resume" in said
 
 
@@ -174,7 +176,9 @@ def test_the_demo_goes_most_of_the_way_to_the_best_gold_reward(seed):
     trainer = PPOTrainer(policy, reference, score, tokenizer, replace(commands.DEMO, seed=seed))
     trainer.train(list(world.PROMPTS_TRAIN), commands.STEPS, progress=False)
     texts, after = commands.examine(policy, reference, tokenizer, score)
-    best = json.loads((commands.DATA / "manifest.json").read_text())["figures"]["best"]["gold"]
+    best = json.loads((commands.DATA / "manifest.json").read_text(encoding="utf-8"))["figures"][
+        "best"
+    ]["gold"]
     share = (after["gold"] - before["gold"]) / (best - before["gold"])
     print(f"seed {seed}: gold {before['gold']:.3f} to {after['gold']:.3f}, {share:.0%} of the way")
     print(f"   proxy {before['proxy']:.2f} to {after['proxy']:.2f}, KL {after['kl']:.2f}")

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-WORKFLOWS = {p.stem: p.read_text() for p in (ROOT / ".github" / "workflows").glob("*.yml")}
+WORKFLOWS = {
+    p.stem: p.read_text(encoding="utf-8") for p in (ROOT / ".github" / "workflows").glob("*.yml")
+}
 
 
 @pytest.mark.parametrize("name", ["tests", "site"])
@@ -18,7 +20,9 @@ def test_a_workflow_is_valid_and_calls_commands_that_exist(name):
     made = yaml.safe_load(WORKFLOWS[name])
     assert made["name"] == name
     assert {"push", "workflow_dispatch"} <= set(made[True])  # YAML 1.1 reads `on` as True
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(
+        r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     for job in made["jobs"].values():
         assert job["runs-on"] == "ubuntu-latest"
         for step in job["steps"]:
@@ -32,7 +36,7 @@ def test_a_workflow_is_valid_and_calls_commands_that_exist(name):
 def test_the_tests_run_on_every_python_that_is_promised_and_on_other_torches():
     jobs = yaml.safe_load(WORKFLOWS["tests"])["jobs"]
     assert jobs["pinned"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["requires-python"] == ">=3.11"
     (least,) = (d for d in project["dependencies"] if d.startswith("torch"))
     tried = [entry["torch"] for entry in jobs["torch"]["strategy"]["matrix"]["include"]]
@@ -41,7 +45,11 @@ def test_the_tests_run_on_every_python_that_is_promised_and_on_other_torches():
 
 
 def test_the_reference_has_every_public_module():
-    shown = set(re.findall(r"automodule:: minippo\.(\w+)", (ROOT / "docs" / "api.md").read_text()))
+    shown = set(
+        re.findall(
+            r"automodule:: minippo\.(\w+)", (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+        )
+    )
     found = {p.stem for p in (ROOT / "minippo").glob("[a-z]*.py")}
     found |= {p.parent.name for p in (ROOT / "minippo").glob("[a-z]*/__init__.py")}
     inner = "cli commands worker definitions misconceptions diagnosis enumerable".split()

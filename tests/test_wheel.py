@@ -88,7 +88,7 @@ def test_the_wheel_works_in_a_fresh_environment_from_another_folder_offline(whee
     venv.create(place, with_pip=False)
     python = place / ("Scripts" if os.name == "nt" else "bin") / "python"
     (site,) = [*place.glob("lib/python*/site-packages"), *place.glob("Lib/site-packages")]
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
     install = [*pip, "install", "--quiet", "--no-index", "--no-deps", "--force-reinstall"]
     subprocess.run([*install, str(wheel)], check=True)
