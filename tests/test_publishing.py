@@ -24,7 +24,7 @@ def test_a_workflow_is_valid_and_calls_commands_that_exist(name):
         r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
     )
     for job in made["jobs"].values():
-        assert job["runs-on"] == "ubuntu-latest"
+        assert job["runs-on"] in ("ubuntu-latest", "${{ matrix.system }}")
         for step in job["steps"]:
             assert len({"uses", "run"} & set(step)) == 1
             for command in re.findall(r"^make (\w+)", step.get("run", ""), re.MULTILINE):
@@ -42,6 +42,18 @@ def test_the_tests_run_on_every_python_that_is_promised_and_on_other_torches():
     tried = [entry["torch"] for entry in jobs["torch"]["strategy"]["matrix"]["include"]]
     assert tried[0] == least.replace(">=", "==") + ".*"  # the oldest that is promised
     assert tried[-1] == "torch"  # and the newest there is
+
+
+def test_linux_windows_and_macos_run_the_quick_tests_and_the_demo_without_make():
+    job = yaml.safe_load(WORKFLOWS["tests"])["jobs"]["everywhere"]
+    systems = job["strategy"]["matrix"]["system"]
+    assert systems == ["ubuntu-latest", "windows-latest", "macos-latest"]
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert [command.split()[0] for command in commands] == ["python"] * 3
+    for command in ("-m pip install -r requirements.txt", "-m minippo demo", "-m pytest --quick"):
+        assert f"python {command}" in commands
+        assert command.removesuffix(" --quick") in readme
 
 
 def test_the_reference_has_every_public_module():
