@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from minippo import __version__
 from minippo.checks import CHECKS
@@ -70,6 +71,17 @@ def test_nothing_shipped_is_a_pickle_and_nothing_names_a_machine():
         f for f in tracked if Path(f).suffix in {".py", ".md", ".txt", ".toml", ".yml", ".ipynb"}
     ]
     assert [f for f in texts if host.search((ROOT / f).read_text(encoding="utf-8"))] == []
+
+
+def test_pre_commit_and_make_lint_run_the_same_commands():
+    recipe = re.search(
+        r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M
+    )
+    lint = [line.replace("$(RUN)", "python").strip() for line in recipe[1].splitlines()]
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    hooks = [hook for repository in config["repos"] for hook in repository["hooks"]]
+    assert [hook["entry"] for hook in hooks] == lint
+    assert all(hook["always_run"] and not hook["pass_filenames"] for hook in hooks)
 
 
 def unencoded(source: str) -> list[int]:
