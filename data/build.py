@@ -9,6 +9,7 @@ network and no GPU.
 
 import argparse
 import json
+import os
 import platform
 import random
 import shutil
@@ -32,7 +33,7 @@ from transformers import (
 
 import minippo
 from minippo import sequence_log_prob, token_log_probs, world
-from minippo.cli import DEMO, STEPS
+from minippo.commands import DEMO, STEPS
 from minippo.data import SHIPPED_STUDIES, load_prompts, sha256, write_jsonl
 from minippo.models import PolicyWithValue, RewardModel, frozen_copy, load_policy, load_reward_model
 from minippo.record import Recorder
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *SHIPPED_STUDIES], help="of studies")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder to write to")
     options = parser.parse_args()
+    os.environ["ACCELERATE_USE_CPU"] = "1"  # the shipped numbers are the CPU's, on every machine
     if options.what == "studies":
         return build_studies(options.out, options.names or SHIPPED_STUDIES)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -390,13 +392,15 @@ def write_manifest(out: Path, figures: Figures) -> None:
         },
         "figures": figures,
     }
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def update_manifest(out: Path) -> None:
     """manifest.json with the files as they are now; the world's figures stay."""
-    manifest = json.loads((out / "manifest.json").read_text()) | {"files": list_files(out)}
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8")) | {
+        "files": list_files(out)
+    }
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def list_files(out: Path) -> Figures:
@@ -419,10 +423,12 @@ def write_card(figures: Figures) -> None:
             for sub, x in pairs:
                 shown = f"{x:,}" if isinstance(x, int | float) else str(x)
                 rows.append(f"| {', '.join(s for s in (group, name, sub) if s)} | {shown} |")
-    card = (HERE / "README.md").read_text()
+    card = (HERE / "README.md").read_text(encoding="utf-8")
     begin, end = "<!-- figures -->\n", "<!-- end of figures -->"
     before, after = card.split(begin)[0], card.split(end)[1]
-    (HERE / "README.md").write_text(before + begin + "\n".join(rows) + "\n" + end + after)
+    (HERE / "README.md").write_text(
+        before + begin + "\n".join(rows) + "\n" + end + after, encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ html_title = "minippo"
 html_extra_path = ["redirect"]
 html_static_path, html_css_files = ["static"], ["site.css"]
 html_copy_source = html_show_sourcelink = False
-urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
+urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"].get(
+    "urls", {}
+)
 if "Repository" in urls:
     html_theme_options = {
         "source_repository": urls["Repository"],

@@ -4,72 +4,26 @@ Exit codes: 0 done; 1 a run failed; 2 the command is wrong; 130 stopped by Ctrl-
 """
 
 import argparse
-import importlib
-import importlib.util
-import json
-import re
-import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
+from minippo import __version__
 
-from minippo import __version__, grade, homework, kl_k1, plots, world
-from minippo._validate import fail
-from minippo.data import DATA, load_prompts
-from minippo.models import PolicyWithValue, frozen_copy, load_policy
-from minippo.options import add_options, take
-from minippo.ppo import PPOConfig
-from minippo.rollout import Rollout, Score, collect, decode, encode_prompts, load_score, text_score
-from minippo.trainer import STATE, PPOTrainer, Stats
-
-STEPS = 18  # of the demo
-# lam = 1 is Monte Carlo: the value head of so small a model is too weak to bootstrap from.
-DEMO = PPOConfig(lam=1.0, total_steps=STEPS)
-
-
-@dataclass
-class TrainArguments:
-    """What `minippo train` trains on."""
-
-    # ---- what to train, on what ----
-    prompts: str
-    """A file (.jsonl, .csv, .parquet, .txt), prompts-train, or a hub data set (owner/name); another
-    column than prompt: NAME:column."""
-    reward: str
-    """A reward model's name or folder (of a classifier: NAME#label), or module:function or
-    file.py:function of a function(prompts, responses) that returns a list of numbers."""
-    output: str
-    """The folder of the checkpoint: new, or with --resume."""
-    model: str = "tiny-gpt2-sft"
-    """A shipped name, a folder, or a hub model."""
-    n_steps: int = 100
-    """PPO steps in all, resumed ones included."""
-    save_every: int = 10
-    """Steps between checkpoints."""
-    resume: bool = False
-    """Go on from the checkpoint in --output."""
-    log_with: str | None = None
-    """tensorboard, wandb, ..."""
+# Nothing here loads torch: a command imports what it needs after its options are understood.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = argparse.ArgumentParser(prog="minippo", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"minippo {__version__}")
-    parser.add_argument("command", choices=["demo", "train", "grade", "homework"])
-    command = parser.parse_args(arguments[:1]).command
+    parser = _parser()
+    if not arguments:
+        parser.exit(2, parser.format_help())
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        commands = {"demo": _demo, "train": _train, "grade": grade.main, "homework": homework.main}
-        return commands[command](arguments[1:])
+        return _run(options, rest)
     except (ValueError, FloatingPointError, OSError) as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         print(f"minippo: {error}{notes}", file=sys.stderr)
@@ -79,180 +33,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-# ---- demo --------------------------------------------------------------------------------------
+def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    if options.command == "grade":
+        from minippo import grade
+
+        return grade.main(options)
+    if options.command == "homework":
+        from minippo import homework
+
+        return homework.main(options)
+    from minippo import commands
+
+    if options.command == "demo":
+        return commands.demo(options.seed, options.output)
+    return commands.train(*commands.train_options(rest))
 
 
-@torch.no_grad()
-def examine(
-    policy: PolicyWithValue,
-    reference: PolicyWithValue,
-    tokenizer: PreTrainedTokenizerBase,
-    score: Score,
-    *,
-    per_prompt: int = 7,
-) -> tuple[list[tuple[str, str]], dict[str, float]]:
-    """Answers to the held-out prompts, always with the same random numbers, and their figures."""
-    prompts = [prompt for prompt in world.PROMPTS_HELD_OUT for _ in range(per_prompt)]
-    uniforms = torch.rand(len(prompts), 40, generator=torch.Generator().manual_seed(0))
-    ids, mask = encode_prompts(tokenizer, prompts)
-    rollout: Rollout = collect(
-        policy,
-        reference,
-        score,
-        ids,
-        mask,
-        max_new_tokens=40,
-        eos_token_id=tokenizer.eos_token_id,
-        uniforms=uniforms,
-        chunk_size=64,
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="minippo", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"minippo {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    about = "PPO, the third stage of RLHF, in about a minute"
+    demo = commands.add_parser("demo", help=about, description=f"{about}.")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--output", type=Path, default=Path("demo"), help="folder of the picture")
+
+    # Its options are the fields of PPOConfig, which needs torch: see commands.train_options.
+    about = "PPO with your model, prompts and reward"
+    commands.add_parser("train", help=about, add_help=False)
+
+    about = "grade a file of functions, or a folder of such files"
+    more = (
+        "A file runs in a process of its own, with limits of time, memory and file size, but with "
+        "your rights: grade the files of people whom you do not trust as another user, in a "
+        "container without a network."
     )
-    texts = list(zip(prompts, decode(tokenizer, rollout.responses)[1], strict=True))
-    kl = kl_k1(rollout.log_probs, rollout.ref_log_probs).sum(1)
-    return texts, {
-        "gold": sum(world.gold(p, r) for p, r in texts) / len(texts),
-        "proxy": float(rollout.scores.mean()),
-        "kl": float(kl.mean()),
-    }
+    grade = commands.add_parser("grade", help=about, description=more)
+    grade.add_argument("path", type=Path, help="a file of functions, or a folder of such files")
+    grade.add_argument("--key", type=Path, help="key.json of `minippo homework`")
+    grade.add_argument("--tasks", nargs="+", default=[], help="the functions asked for")
+    grade.add_argument("--seed", help="of the hidden inputs")
+    grade.add_argument("--summary", action="store_true", help="count the mistakes of a folder")
+    grade.add_argument("--json", type=Path, help="write results.json as Gradescope reads it")
+    grade.add_argument("--junit", type=Path, help="write JUnit XML")
 
-
-def _demo(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="minippo demo", description="PPO, the third stage of RLHF, in about a minute."
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of the picture")
-    options = parser.parse_args(arguments)
-    policy, tokenizer = load_policy("tiny-gpt2-sft")
-    reference = frozen_copy(policy)
-    score = load_score("tiny-gpt2-reward", tokenizer)
-    before, first = examine(policy, reference, tokenizer, score)
-    config = replace(DEMO, seed=options.seed)
-    print(f"PPO on tiny-gpt2-sft, {STEPS} steps of {config.rollout_size} responses, judged by "
-          "tiny-gpt2-reward alone.")  # fmt: skip
-    trainer = PPOTrainer(policy, reference, score, tokenizer, config)
-    trainer.train(load_prompts("prompts-train"), STEPS)
-    after, last = examine(policy, reference, tokenizer, score)
-
-    for i in range(0, len(before), len(before) // 6):
-        print(f"\n{before[i][0]}\n  before:{before[i][1]}\n  after: {after[i][1]}")
-    best = json.loads((DATA / "manifest.json").read_text())["figures"]["best"]["gold"]
-    share = (last["gold"] - first["gold"]) / (best - first["gold"])
-    print(f"\n{f'{len(before)} responses to held-out prompts':38}{'before':>8}{'after':>8}")
-    for name, label in (
-        ("gold", f"gold reward (hidden; best {best:.2f})"),
-        ("proxy", "proxy reward (what PPO was paid)"),
-        ("kl", "KL to the first policy, nats/response"),
-    ):
-        print(f"{label:38}{first[name]:8.2f}{last[name]:8.2f}")
-    print(f"gold rose by {share:.0%} of the way to the best")
-    options.output.mkdir(parents=True, exist_ok=True)
-    picture = options.output / "run.png"
-    title = f"PPO on a 1 M GPT-2: gold reward {first['gold']:.2f} to {last['gold']:.2f}"
-    picture.write_bytes(plots.png(plots.training_run(trainer.history, title=title)))
-    print(f"picture: {picture}")
-    return 0
-
-
-# ---- train -------------------------------------------------------------------------------------
-
-
-def _train(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="minippo train",
-        description="PPO with your model, prompts and reward, also under `accelerate launch`.",
-    )
-    add_options(parser, TrainArguments)
-    add_options(parser, PPOConfig)
-    options = parser.parse_args(arguments)
-    return train(take(options, TrainArguments), take(options, PPOConfig))
-
-
-def train(options: TrainArguments, config: PPOConfig) -> int:
-    """What `minippo train` does once its options are understood; the exit code."""
-    folder = Path(options.output)
-    found = (folder / STATE).exists() or folder.with_name(f"{folder.name}.previous").exists()
-    if found and not options.resume:
-        fail("train", "--output", "be a new folder (or say --resume)", f"a checkpoint, {folder}")
-    if options.resume and not found:
-        fail("train", "--output", "hold a checkpoint where you say --resume", str(folder))
-    prompts = load_prompts(options.prompts)
-    policy, tokenizer = load_policy(options.model)
-    trainer = PPOTrainer(
-        policy,
-        frozen_copy(policy),
-        find_score(options.reward, tokenizer),
-        tokenizer,
-        config,
-        log_with=options.log_with,
-        log_dir=folder.with_name(f"{folder.name}.logs"),
-    )
-    if options.resume:
-        trainer.resume(folder)
-    trainer.save(folder)  # before the first step: a folder that cannot be written is found now
-    with _Stopper() as stopper:
-        trainer.callbacks += [_saver(folder, options.save_every), _reporter, stopper]
-        trainer.train(prompts, options.n_steps)
-    trainer.save(folder)
-    if stopper.asked:
-        print(f"stopped after step {len(trainer.history)}; to go on: the same command with "
-              "--resume", file=sys.stderr)  # fmt: skip
-        return 130
-    return 0
-
-
-def find_score(reward: str, tokenizer: PreTrainedTokenizerBase) -> Score:
-    """A reward model by name or folder, or module:function, or file.py:function."""
-    if not (match := re.fullmatch(r"(.+):([A-Za-z_]\w*)", reward)):
-        return load_score(reward, tokenizer)
-    where, name = match.groups()
-    if where.endswith(".py"):
-        if not Path(where).is_file():
-            fail("train", "--reward", "name an existing file", where)
-        spec = importlib.util.spec_from_file_location(Path(where).stem, where)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(where)
-    if not callable(function := getattr(module, name, None)):
-        fail("train", "--reward", f"name a function of {where}", name)
-    return text_score(tokenizer, function)
-
-
-class _Stopper:
-    """The first Ctrl-C ends training after the step that runs; the second ends it at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_Stopper":
-        self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
-
-    def __call__(self, trainer: PPOTrainer, stats: Stats) -> bool:
-        return self.asked
-
-
-def _saver(folder: Path, every: int) -> Callable[[PPOTrainer, Stats], None]:
-    def save(trainer: PPOTrainer, stats: Stats) -> None:
-        if len(trainer.history) % every == 0:
-            trainer.save(folder)
-
-    return save
-
-
-def _reporter(trainer: PPOTrainer, stats: Stats) -> None:
-    """One line a step, for logs that cannot show a bar."""
-    if trainer.accelerator.is_main_process:
-        names = ("step", "score", "kl", "entropy", "clip_fraction", "value_loss")
-        tqdm.write("  ".join(f"{name} {stats[name]:.4g}" for name in names))
+    about = "draw a homework: functions to write, with conventions other than minippo's"
+    homework = commands.add_parser("homework", help=about, description=f"{about}.")
+    homework.add_argument("--seed", required=True, help="names the draw, such as 2027A")
+    homework.add_argument("--out", type=Path, required=True, help="a folder")
+    homework.add_argument("--tasks", nargs="+", help="functions to ask for; all if not given")
+    homework.add_argument("--previous", nargs="*", default=[], help="seeds of earlier years")
+    return parser

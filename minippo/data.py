@@ -36,7 +36,7 @@ def shipped(name: str) -> Path:
     if name not in places:
         fail("shipped", "name", f"be one of {', '.join(places)}", name)
     path = places[name]
-    recorded = json.loads((DATA / "manifest.json").read_text())["files"]
+    recorded = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))["files"]
     files = {f: r for f, r in recorded.items() if (DATA / f).is_relative_to(path)}
     for file, record in files.items():
         if not (DATA / file).is_file() or sha256(DATA / file) != record["sha256"]:

@@ -334,17 +334,8 @@ def _often(item: tuple[str, int]) -> tuple[int, str]:
     return -item[1], item[0]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command line; 0 only if everything passes."""
-    parser = argparse.ArgumentParser(prog="minippo grade", description=__doc__)
-    parser.add_argument("path", type=Path, help="a file of functions, or a folder of such files")
-    parser.add_argument("--key", type=Path, help="key.json of `minippo homework`")
-    parser.add_argument("--tasks", nargs="+", default=[], help="the functions asked for")
-    parser.add_argument("--seed", default=SEED, help="of the hidden inputs")
-    parser.add_argument("--summary", action="store_true", help="count the mistakes of a folder")
-    parser.add_argument("--json", type=Path, help="write results.json as Gradescope reads it")
-    parser.add_argument("--junit", type=Path, help="write JUnit XML")
-    options = parser.parse_args(arguments)
+def main(options: argparse.Namespace) -> int:
+    """`minippo grade`, whose options `minippo.cli` lists; 0 only if everything passes."""
     if not options.path.exists():
         fail("grade", "path", "be a file or a folder", options.path)
     folder = options.path.is_dir()
@@ -355,7 +346,7 @@ def main(arguments: Sequence[str]) -> int:
     key = json.loads(options.key.read_text(encoding="utf-8")) if options.key else None
 
     def graded(path: Path) -> Grade:
-        return grade(path, seed=options.seed, key=key, tasks=options.tasks)
+        return grade(path, seed=options.seed or SEED, key=key, tasks=options.tasks)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         grades = list(pool.map(graded, files))

@@ -93,14 +93,8 @@ def _class_stub(name: str, text: str, parameters: Mapping[str, inspect.Parameter
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="minippo homework", description=__doc__)
-    parser.add_argument("--seed", required=True, help="names the draw, such as 2027A")
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
-    parser.add_argument("--tasks", nargs="+", default=list(CHECKS), help="functions to ask for")
-    parser.add_argument("--previous", nargs="*", default=[], help="seeds of earlier years")
-    options = parser.parse_args(arguments)
-    write(options.out, options.seed, options.tasks, options.previous)
+def main(options: argparse.Namespace) -> int:
+    """`minippo homework`, whose options `minippo.cli` lists."""
+    write(options.out, options.seed, options.tasks or list(CHECKS), options.previous)
     print(f"{options.out}: my_ppo.py and README.md for students, key.json for you")
     return 0

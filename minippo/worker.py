@@ -62,7 +62,7 @@ def _seen(check: Check, function: Any, cases: Sequence[Case]) -> dict[str, Any]:
 
 def _private_stdout() -> TextIO:
     """Results keep the pipe; whatever the student's code prints goes nowhere."""
-    results = os.fdopen(os.dup(1), "w")
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nowhere, number)

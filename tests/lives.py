@@ -48,7 +48,7 @@ def steps(folder: Path) -> int:
     previous = folder.with_name(f"{folder.name}.previous")
     for state in (folder / STATE, previous / STATE):
         if state.exists():
-            return len(json.loads(state.read_text())["history"])
+            return len(json.loads(state.read_text(encoding="utf-8"))["history"])
     return 0
 
 
@@ -70,7 +70,8 @@ def main(output: str, kills: int, seed: int) -> None:
     ends = [os.waitpid(fork(folder / name, n_steps), 0)[1] for name in ("run", "whole")]
     run, whole = (load_file(folder / name / "trainer.safetensors") for name in ("run", "whole"))
     histories = [
-        json.loads((folder / name / STATE).read_text())["history"] for name in ("run", "whole")
+        json.loads((folder / name / STATE).read_text(encoding="utf-8"))["history"]
+        for name in ("run", "whole")
     ]
     found = {
         "kills": killed,

@@ -28,16 +28,20 @@ def copy(tmp_path):
 
 
 def texts(folder):
-    return {p.relative_to(folder): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder): p.read_text(encoding="utf-8")
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
 
 
 def test_every_file_has_the_address_and_is_still_what_it_was(copy):
     before = texts(copy)
     assert len(set_address(copy, FIRST)) == len(before)
     for path in sorted((copy / "notebooks" / "homework").rglob("*.ipynb")):
-        assert json.loads(path.read_text())["nbformat"] == 4
+        assert json.loads(path.read_text(encoding="utf-8"))["nbformat"] == 4
     for path in sorted((copy / "notebooks").glob("*.ipynb")):
-        cells = json.loads(path.read_text())["cells"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         title, code = "".join(cells[0]["source"]), "".join(cells[1]["source"])
         assert f'\nSOURCE = "{FIRST}"  # ' in code
         compile(code, path.name, "exec")
@@ -46,12 +50,12 @@ def test_every_file_has_the_address_and_is_still_what_it_was(copy):
             title.splitlines()[0], "", f"[Open in Colab]({link}{path.name})", "",
         ]  # fmt: skip
         assert "![" not in title  # no picture is fetched
-    urls = tomllib.loads((copy / "pyproject.toml").read_text())["project"]["urls"]
+    urls = tomllib.loads((copy / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
     assert urls == {"Repository": FIRST, "Documentation": "https://ann-lee.github.io/minippo/"}
-    cited = yaml.safe_load((copy / "CITATION.cff").read_text())
+    cited = yaml.safe_load((copy / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["repository-code"] == FIRST
     assert cited["url"] == "https://ann-lee.github.io/minippo/"
-    readme = (copy / "README.md").read_text()
+    readme = (copy / "README.md").read_text(encoding="utf-8")
     assert readme.startswith(
         f"# minippo\n[![tests]({FIRST}/actions/workflows/tests.yml/badge.svg)]"
     )

@@ -221,7 +221,7 @@ def test_a_killed_process_leaves_the_checkpoint_before(saved):
 @pytest.mark.parametrize("content", ["a file", "another model"])
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path, content):
     if content == "a file":
-        (tmp_path / "thesis.txt").write_text("three years of work")
+        (tmp_path / "thesis.txt").write_text("three years of work", encoding="utf-8")
     else:
         tiny.language_model().save_pretrained(tmp_path)
     before = sorted(p.name for p in tmp_path.iterdir())
@@ -277,10 +277,10 @@ def test_a_damaged_state_is_named_and_so_is_the_checkpoint_before(saved, content
 
 
 def test_an_altered_number_in_the_state_is_noticed(saved):
-    text = (saved / "trainer.json").read_text()
+    text = (saved / "trainer.json").read_text(encoding="utf-8")
     altered = text.replace('"n_rollouts": 2', '"n_rollouts": 3')
     assert altered != text
-    (saved / "trainer.json").write_text(altered)
+    (saved / "trainer.json").write_text(altered, encoding="utf-8")
     with pytest.raises(ValueError, match=r"trainer\.json is damaged; the checkpoint before it"):
         make().resume(saved)
 

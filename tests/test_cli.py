@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from minippo import cli, world
+from minippo import cli, commands, world
 from minippo.data import write_jsonl
 from minippo.models import frozen_copy, load_policy
 from minippo.options import documented
@@ -34,7 +35,8 @@ def work(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in tiny.PROMPTS])
     (tmp_path / "judge.py").write_text(
         "def good(prompts, responses):\n    return [r.split().count('good') for r in responses]\n"
-        "def broken(prompts, responses):\n    return [1 / 0 for r in responses]\n"
+        "def broken(prompts, responses):\n    return [1 / 0 for r in responses]\n",
+        encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -50,7 +52,8 @@ def test_train_writes_a_model_and_resume_goes_on_to_the_same_end(work, capsys):
     assert cli.main(train("--n_steps", "2", output="half")) == 0
     assert cli.main(train("--n_steps", "4", "--resume", output="half")) == 0
     histories = [
-        json.loads((work / d / "trainer.json").read_text())["history"] for d in ("run", "half")
+        json.loads((work / d / "trainer.json").read_text(encoding="utf-8"))["history"]
+        for d in ("run", "half")
     ]
     assert histories[0] == histories[1]
     assert len(histories[0]) == 4
@@ -92,12 +95,50 @@ def test_a_checkpoint_is_not_overwritten_by_a_new_run(work, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--version"], 0), (["--help"], 0), ([], 2), (["trane"], 2), (["train", "--no"], 2)],
+    [
+        ("--version", 0),
+        ("--help", 0),
+        ("", 2),
+        ("trane", 2),
+        ("train --no", 2),
+        ("grade x --no", 2),
+    ],
 )
 def test_usage_has_the_usual_exit_codes(arguments, code, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
+        cli.main(arguments.split())
     assert stop.value.code == code
+
+
+LIGHT = ["", "--version", "--help", "demo --help", "grade --help", "homework --help", "trane"]
+HEAVY = ["torch", "transformers", "accelerate", "datasets", "matplotlib", "PIL", "numpy"]
+
+
+def test_version_and_help_load_nothing_that_takes_seconds():
+    program = f"""
+import runpy, sys
+for arguments in {LIGHT}:
+    sys.argv[1:] = arguments.split()
+    try:
+        runpy.run_module("minippo", run_name="__main__")
+    except SystemExit as stop:
+        print("exit code", stop.code, [name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = [line for line in done.stdout.splitlines() if line.startswith("exit code")]
+    assert told == [f"exit code {code} []" for code in (2, 0, 0, 0, 0, 0, 2)]
+
+
+def test_help_has_a_line_for_each_command_and_no_command_shows_it(capsys):
+    with pytest.raises(SystemExit):
+        cli.main([])
+    lines = capsys.readouterr().err.splitlines()
+    for command in ("demo", "train", "grade", "homework"):
+        assert any(re.match(rf"    {command}  +\w+", line) for line in lines)
 
 
 def test_help_explains_every_option_of_the_configuration_in_its_groups(capsys):
@@ -107,8 +148,9 @@ def test_help_explains_every_option_of_the_configuration_in_its_groups(capsys):
     titles = ["what to train", "credit", "loss", "KL to", "sampling", "batches", "optimizer"]
     places = [said.index(f"\n{title}") for title in titles]
     assert places == sorted(places)
-    assert places[1] < said.index("\n  --lam ") < places[2] < said.index("\n  --clip_range ") < places[3]
-    for kind in (cli.TrainArguments, PPOConfig):
+    lam, clip_range = said.index("\n  --lam "), said.index("\n  --clip_range ")
+    assert places[1] < lam < places[2] < clip_range < places[3]
+    for kind in (commands.TrainArguments, PPOConfig):
         assert [name for _, name, _ in documented(kind)] == [f.name for f in fields(kind)]
     said = " ".join(said.split())
     assert "GAE's lambda; 0.95 (lm-human-preferences)" in said
@@ -118,7 +160,7 @@ def test_help_explains_every_option_of_the_configuration_in_its_groups(capsys):
 def test_an_optional_number_can_be_switched_off_and_a_flag_on(work):
     off = ["--value_clip_range", "None", "--max-grad-norm", "none", "--whiten_advantages", "False"]
     assert cli.main(train("--n_steps", "1", "--gradient_checkpointing", *off)) == 0
-    made = json.loads((work / "run" / "trainer.json").read_text())["config"]
+    made = json.loads((work / "run" / "trainer.json").read_text(encoding="utf-8"))["config"]
     assert made["value_clip_range"] is None
     assert made["max_grad_norm"] is None
     assert made["gradient_checkpointing"] is True
@@ -136,7 +178,7 @@ def test_ctrl_c_saves_a_step_boundary_and_says_how_to_go_on(work):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130
-    done = len(json.loads((work / "run" / "trainer.json").read_text())["history"])
+    done = len(json.loads((work / "run" / "trainer.json").read_text(encoding="utf-8"))["history"])
     assert f"stopped after step {done}; to go on: the same command with --resume" in said
 
 
@@ -150,11 +192,13 @@ def test_the_demo_goes_most_of_the_way_to_the_best_gold_reward(seed):
 
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     reference, score = frozen_copy(policy), load_score("tiny-gpt2-reward", tokenizer)
-    before = cli.examine(policy, reference, tokenizer, score)[1]
-    trainer = PPOTrainer(policy, reference, score, tokenizer, replace(cli.DEMO, seed=seed))
-    trainer.train(list(world.PROMPTS_TRAIN), cli.STEPS, progress=False)
-    texts, after = cli.examine(policy, reference, tokenizer, score)
-    best = json.loads((cli.DATA / "manifest.json").read_text())["figures"]["best"]["gold"]
+    before = commands.examine(policy, reference, tokenizer, score)[1]
+    trainer = PPOTrainer(policy, reference, score, tokenizer, replace(commands.DEMO, seed=seed))
+    trainer.train(list(world.PROMPTS_TRAIN), commands.STEPS, progress=False)
+    texts, after = commands.examine(policy, reference, tokenizer, score)
+    best = json.loads((commands.DATA / "manifest.json").read_text(encoding="utf-8"))["figures"][
+        "best"
+    ]["gold"]
     share = (after["gold"] - before["gold"]) / (best - before["gold"])
     print(f"seed {seed}: gold {before['gold']:.3f} to {after['gold']:.3f}, {share:.0%} of the way")
     print(f"   proxy {before['proxy']:.2f} to {after['proxy']:.2f}, KL {after['kl']:.2f}")

@@ -68,7 +68,7 @@ def test_no_such_file_names_the_shipped_prompts():
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path):
-    (tmp_path / "prompts.docx").write_text("x")
+    (tmp_path / "prompts.docx").write_text("x", encoding="utf-8")
     with refuses("load_prompts: source", "prompts.docx"):
         load_prompts(tmp_path / "prompts.docx")
 
@@ -87,14 +87,14 @@ def test_a_row_without_a_prompt_is_refused_by_its_number(tmp_path, bad, came):
 
 
 def test_a_text_of_blank_lines_holds_no_prompt(tmp_path):
-    (tmp_path / "prompts.txt").write_text("\n  \n\n")
+    (tmp_path / "prompts.txt").write_text("\n  \n\n", encoding="utf-8")
     with refuses("load_prompts: prompts.txt", "none"):
         load_prompts(tmp_path / "prompts.txt")
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl", "prompts.csv"])
 def test_an_empty_file_is_refused_with_our_message(tmp_path, name):
-    (tmp_path / name).write_text("")
+    (tmp_path / name).write_text("", encoding="utf-8")
     with refuses(f"load_prompts: {name}", "an empty file"):
         load_prompts(tmp_path / name)
 
@@ -104,7 +104,7 @@ def test_a_column_of_another_name_is_asked_for_by_its_name(tmp_path):
     assert load_prompts(f"{tmp_path}/rows.jsonl:question") == ["a", "b"]
     with refuses("load_prompts: rows.jsonl", "columns question, label"):
         load_prompts(f"{tmp_path}/rows.jsonl:answer")
-    (tmp_path / "a:b.jsonl").write_text('{"prompt": "c"}')
+    (tmp_path / "a:b.jsonl").write_text('{"prompt": "c"}', encoding="utf-8")
     assert load_prompts(tmp_path / "a:b.jsonl") == ["c"]  # a file's name may hold a colon
 
 
@@ -116,7 +116,7 @@ def test_a_folder_of_tables_is_read_split_train(tmp_path):
 
 @pytest.mark.parametrize(("name", "text"), [("x.jsonl", '{"prompt"'), ("x.parquet", "junk")])
 def test_a_damaged_table_is_refused_with_our_message(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     must = r"^load_prompts: source must be a table that datasets can read, got "
     with pytest.raises(ValueError, match=f"{must}.*{name} \\("):
         load_prompts(tmp_path / name)
@@ -184,7 +184,7 @@ def folder(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "prompts-train.jsonl", ROWS)
     digest = sha256(tmp_path / "prompts-train.jsonl")
     manifest = {"files": {"prompts-train.jsonl": {"sha256": digest}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     monkeypatch.setattr(data, "DATA", tmp_path)
     return tmp_path
 

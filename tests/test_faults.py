@@ -161,13 +161,15 @@ def judge(prompts, responses):
 
 
 def judge(*, fails, how="raise RuntimeError('the judge is not there')"):
-    Path("judge.py").write_text(JUDGE.replace("FAILS", str(fails)).replace("HOW", how))
+    Path("judge.py").write_text(
+        JUDGE.replace("FAILS", str(fails)).replace("HOW", how), encoding="utf-8"
+    )
     Path("calls.txt").unlink(missing_ok=True)
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(work, capsys):
     judge(fails=1)  # the first step would say so
-    (work / "file").write_text("in the way")
+    (work / "file").write_text("in the way", encoding="utf-8")
     assert cli.main(command("--n_steps", "3", output=work / "file" / "run")) == 1
     said = capsys.readouterr().err
     assert "Not a directory" in said
@@ -211,7 +213,7 @@ def test_a_judge_that_fails_once_costs_a_resume_and_nothing_else(work, capsys, h
 
 
 def steps_of(folder):
-    return len(json.loads(Path(folder, "trainer.json").read_text())["history"])
+    return len(json.loads(Path(folder, "trainer.json").read_text(encoding="utf-8"))["history"])
 
 
 def poison(x):

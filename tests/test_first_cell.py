@@ -24,7 +24,7 @@ def run(monkeypatch, folder, *, missing=(), colab=False, source=SOURCE):
     def fake_run(command, *, check):
         assert check
         held = command[command.index("--constraint") + 1]
-        commands.append((command, Path(held).read_text()))
+        commands.append((command, Path(held).read_text(encoding="utf-8")))
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in missing else find(n))

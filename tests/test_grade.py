@@ -60,7 +60,7 @@ def test_a_right_file_gets_all_points_and_exit_code_0(tmp_path, capsys):
     options = [f"--{kind}={file}" for kind, file in files.items()]
     assert main(["grade", str(path), *options]) == 0
     assert "right.py: 3 of 3 points" in capsys.readouterr().out
-    found = json.loads(files["json"].read_text())
+    found = json.loads(files["json"].read_text(encoding="utf-8"))
     assert found["score"] == 3
     assert [t["name"] for t in found["tests"]] == ["kl_k1", "kl_k2", "PenaltyKL"]
     assert {t["status"] for t in found["tests"]} == {"passed"}
@@ -178,7 +178,7 @@ def test_two_students_whose_files_have_one_name_are_told_apart(tmp_path, capsys)
     out = capsys.readouterr().out
     assert "ada/my_ppo.py            1 of 1" in out
     assert "bob/my_ppo.py            0 of 1" in out
-    tests = json.loads((tmp_path / "r.json").read_text())["tests"]
+    tests = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["tests"]
     assert [t["name"] for t in tests] == ["ada/my_ppo.py: kl_k1", "bob/my_ppo.py: kl_k1"]
     suites = ElementTree.parse(tmp_path / "r.xml").getroot()
     assert [s.get("name") for s in suites] == ["ada/my_ppo.py", "bob/my_ppo.py"]

@@ -65,10 +65,10 @@ def test_a_homework_is_drawn_written_and_graded(tmp_path, capsys):
     tasks = ["value_loss", "kl_k1", "AdaptiveKL"]
     options = ["--seed", "2027A", "--out", str(out), "--tasks", *tasks, "--previous", "2026A"]
     assert main(["homework", *options]) == 0
-    key = json.loads((out / "key.json").read_text())
+    key = json.loads((out / "key.json").read_text(encoding="utf-8"))
     assert key["tasks"] == homework.draw("2027A", tasks, ["2026A"])
     assert key["previous"]["2026A"] == homework.draw("2026A", tasks)
-    text = (out / "my_ppo.py").read_text()
+    text = (out / "my_ppo.py").read_text(encoding="utf-8")
     flags = key["tasks"]["value_loss"]
     assert f"Here: {CATALOGUE['value_loss'][flags[0]].convention}" in text
     compile(text, "my_ppo.py", "exec")
@@ -78,7 +78,7 @@ def test_a_homework_is_drawn_written_and_graded(tmp_path, capsys):
     assert {r.finished for r in unfinished.results} == {False}
 
     (out / "mine.py").write_text(
-        "def value_loss(values, returns): return (values - returns) ** 2 / 2\n"
+        "def value_loss(values, returns): return (values - returns) ** 2 / 2\n", encoding="utf-8"
     )
     got = {r.name: r for r in grade(out / "mine.py", key=key).results}
     assert got["value_loss"].mistake == "minippo's own convention"

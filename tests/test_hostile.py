@@ -101,7 +101,7 @@ def test_a_hostile_submission_gets_nothing_and_the_grader_comes_to_its_end(
     monkeypatch.setattr(grade, "EACH", 5.0)
     if "end of its import" in next(name for name, t in SUBMISSIONS.items() if t == text):
         monkeypatch.setattr(grade, "START", 10.0)
-    (tmp_path / "hostile.py").write_text(text)
+    (tmp_path / "hostile.py").write_text(text, encoding="utf-8")
     limits = [resource.getrlimit(x) for x in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE)]
     begin = time.monotonic()
     got = grade.grade(tmp_path / "hostile.py")
@@ -121,5 +121,5 @@ def test_what_grade_does_not_protect_from_is_said():
 
 def test_an_honest_file_still_passes(tmp_path):
     # Guards the test above: the limits and the file's form are not what fails it.
-    (tmp_path / "honest.py").write_text("def kl_k1(p, q): return p - q")
+    (tmp_path / "honest.py").write_text("def kl_k1(p, q): return p - q", encoding="utf-8")
     assert grade.grade(tmp_path / "honest.py").passed

@@ -25,7 +25,7 @@ ROWS = [
     ("ppo processes checkpoint trainer", STAGES),
     (
         "definitions enumerable record plots widgets misconceptions checks diagnosis worker grade"
-        " homework options cli __main__",
+        " homework options commands cli __main__",
         EDGE,
     ),
 ]
@@ -144,14 +144,36 @@ def test_good_arrows_are_left_alone():
     assert complaints(good | {"rollout": "", "__init__": "from minippo.kl import kl_k1"}) == []
 
 
-def test_importing_minippo_loads_no_more_than_the_mathematics_needs():
-    heavy = ["transformers", "datasets", "matplotlib", "ipywidgets", "accelerate"]
-    program = f"import sys, minippo; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=PACKAGE.parent, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip() == "[]"
+def said(program: str) -> str:
+    """What a fresh Python prints."""
+    command = [sys.executable, "-c", program]
+    return subprocess.check_output(command, cwd=PACKAGE.parent, text=True)
+
+
+def test_importing_minippo_loads_torch_when_the_mathematics_is_used_and_never_more():
+    heavy = ["torch", "transformers", "datasets", "matplotlib", "ipywidgets", "accelerate"]
+    program = f"""
+import sys, minippo
+loaded = lambda: [name for name in {heavy} if name in sys.modules]
+assert {{*minippo.__all__, "kl"}} <= set(dir(minippo))
+print(loaded())
+assert minippo.gae is minippo.advantages.gae
+print(loaded())
+assert not hasattr(minippo, "gaee")
+"""
+    assert said(program).splitlines() == ["[]", "['torch']"]
+
+
+def test_a_star_imports_what_all_names_and_every_module_of_the_mathematics_is_an_attribute():
+    mathematics = ROWS[1][0].split()
+    program = f"""
+import minippo
+print(*[getattr(minippo, name).__name__ for name in {mathematics}])
+names = {{}}
+exec("from minippo import *", names)
+assert names.keys() - {{"__builtins__"}} == set(minippo.__all__)
+"""
+    assert said(program).split() == [f"minippo.{name}" for name in mathematics]
 
 
 def test_code_lines_by_hand():

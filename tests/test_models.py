@@ -255,9 +255,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder):
 
 
 def test_a_tokenizer_without_an_end_is_refused(folder):
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     del settings["eos_token"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(ValueError, match=r"must have an end-of-text token, got none\.$"):
         load_policy(folder)
 
@@ -300,7 +300,7 @@ def with_a_silent_hub(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     cached = home / "hub" / "models--someone--cached"
     (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "refs" / "main").write_text("0" * 40, encoding="utf-8")
     for folder in (home / "folder", cached / "snapshots" / ("0" * 40)):
         save_tiny(folder)
     settings = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
@@ -337,7 +337,7 @@ def shipped_folder(tmp_path, monkeypatch):
     save_tiny(tmp_path / "tiny-gpt2-sft")
     files = sorted((tmp_path / "tiny-gpt2-sft").iterdir())
     digests = {f"tiny-gpt2-sft/{f.name}": {"sha256": data.sha256(f)} for f in files}
-    (tmp_path / "manifest.json").write_text(json.dumps({"files": digests}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": digests}), encoding="utf-8")
     monkeypatch.setattr(data, "DATA", tmp_path)
     return tmp_path / "tiny-gpt2-sft"
 

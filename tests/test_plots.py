@@ -582,8 +582,8 @@ def test_a_run_that_cannot_be_drawn_is_refused(call, says):
 
 def test_the_trainers_statistics_are_those_that_are_drawn():
     """Every curve is a name that the trainer writes."""
-    source = (Path(plots.__file__).parents[1] / "trainer.py").read_text()
-    source += (Path(plots.__file__).parents[1] / "ppo.py").read_text()
+    source = (Path(plots.__file__).parents[1] / "trainer.py").read_text(encoding="utf-8")
+    source += (Path(plots.__file__).parents[1] / "ppo.py").read_text(encoding="utf-8")
     assert [name for name in BANDS if f'"{name}": ' not in source] == []
 
 

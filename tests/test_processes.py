@@ -50,7 +50,7 @@ def test_two_processes_give_the_run_of_one(tmp_path, changes):
     changes = {"max_new_tokens": 8} | changes
     done = launch(tmp_path / "two", changes)
     assert done.returncode == 0, done.stderr[-3000:]
-    ranks = json.loads((tmp_path / "two.json").read_text())
+    ranks = json.loads((tmp_path / "two.json").read_text(encoding="utf-8"))
     assert len(ranks) == 2
     # Statistics (early stops among them), whitened advantages, controller, weights: bit for bit.
     assert json.dumps(ranks[0]) == json.dumps(ranks[1])  # NaN equals NaN here
@@ -97,5 +97,5 @@ def test_a_rank_that_fails_ends_the_run_with_its_own_error(tmp_path, how, says):
 def test_a_rank_that_is_asked_to_stop_stops_both_after_the_same_step(tmp_path):
     done = launch(tmp_path / "two", {"max_new_tokens": 8}, "stops")
     assert done.returncode == 0, done.stderr[-3000:]
-    ranks = json.loads((tmp_path / "two.json").read_text())
+    ranks = json.loads((tmp_path / "two.json").read_text(encoding="utf-8"))
     assert [len(rank["history"]) for rank in ranks] == [1, 1]

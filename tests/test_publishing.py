@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-WORKFLOWS = {p.stem: p.read_text() for p in (ROOT / ".github" / "workflows").glob("*.yml")}
+WORKFLOWS = {
+    p.stem: p.read_text(encoding="utf-8") for p in (ROOT / ".github" / "workflows").glob("*.yml")
+}
 
 
 @pytest.mark.parametrize("name", ["tests", "site"])
@@ -18,9 +20,11 @@ def test_a_workflow_is_valid_and_calls_commands_that_exist(name):
     made = yaml.safe_load(WORKFLOWS[name])
     assert made["name"] == name
     assert {"push", "workflow_dispatch"} <= set(made[True])  # YAML 1.1 reads `on` as True
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(
+        r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     for job in made["jobs"].values():
-        assert job["runs-on"] == "ubuntu-latest"
+        assert job["runs-on"] in ("ubuntu-latest", "${{ matrix.system }}")
         for step in job["steps"]:
             assert len({"uses", "run"} & set(step)) == 1
             for command in re.findall(r"^make (\w+)", step.get("run", ""), re.MULTILINE):
@@ -32,7 +36,7 @@ def test_a_workflow_is_valid_and_calls_commands_that_exist(name):
 def test_the_tests_run_on_every_python_that_is_promised_and_on_other_torches():
     jobs = yaml.safe_load(WORKFLOWS["tests"])["jobs"]
     assert jobs["pinned"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["requires-python"] == ">=3.11"
     (least,) = (d for d in project["dependencies"] if d.startswith("torch"))
     tried = [entry["torch"] for entry in jobs["torch"]["strategy"]["matrix"]["include"]]
@@ -40,12 +44,28 @@ def test_the_tests_run_on_every_python_that_is_promised_and_on_other_torches():
     assert tried[-1] == "torch"  # and the newest there is
 
 
+def test_linux_windows_and_macos_run_the_quick_tests_and_the_demo_without_make():
+    job = yaml.safe_load(WORKFLOWS["tests"])["jobs"]["everywhere"]
+    systems = job["strategy"]["matrix"]["system"]
+    assert systems == ["ubuntu-latest", "windows-latest", "macos-latest"]
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert [command.split()[0] for command in commands] == ["python"] * 3
+    for command in ("-m pip install -r requirements.txt", "-m minippo demo", "-m pytest --quick"):
+        assert f"python {command}" in commands
+        assert command.removesuffix(" --quick") in readme
+
+
 def test_the_reference_has_every_public_module():
-    shown = set(re.findall(r"automodule:: minippo\.(\w+)", (ROOT / "docs" / "api.md").read_text()))
+    shown = set(
+        re.findall(
+            r"automodule:: minippo\.(\w+)", (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+        )
+    )
     found = {p.stem for p in (ROOT / "minippo").glob("[a-z]*.py")}
     found |= {p.parent.name for p in (ROOT / "minippo").glob("[a-z]*/__init__.py")}
-    inner = {"cli", "worker", "definitions", "misconceptions", "diagnosis", "enumerable"}
-    assert found - shown <= inner
+    inner = "cli commands options worker definitions misconceptions diagnosis enumerable".split()
+    assert found - shown <= set(inner)
     assert shown <= found
 
 

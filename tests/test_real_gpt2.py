@@ -88,7 +88,7 @@ def test_its_configuration_runs_two_processes_which_do_what_one_does(tmp_path):
     made = {"names": names, "tempfile": __import__("tempfile")}
     exec(source, made)
     launch, yaml = made["launch"], made["folder"] / "accelerate.yaml"
-    assert yaml.read_text() == made["CONFIGURATION"]
+    assert yaml.read_text(encoding="utf-8") == made["CONFIGURATION"]
     settings = os.environ | {
         "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
@@ -99,13 +99,13 @@ def test_its_configuration_runs_two_processes_which_do_what_one_does(tmp_path):
     report += "tell = lambda: (told / str(d.get_rank())).write_text(str(d.get_world_size()))\n"
     report += "atexit.register(tell)\n"
     report += "sys.argv[0] = 'minippo'; runpy.run_module('minippo', run_name='__main__')\n"
-    (tmp_path / "counted.py").write_text(report)
+    (tmp_path / "counted.py").write_text(report, encoding="utf-8")
     (tmp_path / "told").mkdir()  # one file each: what two processes print can be interleaved
     start = launch.index("-m", launch.index("--config_file"))
     counted = [*launch[:start], str(tmp_path / "counted.py"), *launch[start + 2 :]]
     two = subprocess.run(counted, check=False, **options)
     assert two.returncode == 0, two.stderr[-3000:]
-    told = {p.name: p.read_text() for p in (tmp_path / "told").iterdir()}
+    told = {p.name: p.read_text(encoding="utf-8") for p in (tmp_path / "told").iterdir()}
     assert told == {"0": "2", "1": "2"}  # two processes, and each knows of both
 
     alone = [sys.executable, *launch[start:]]

@@ -149,7 +149,7 @@ def test_what_is_not_finite_comes_back_as_nan(tmp_path):
     trainer.train(tiny.PROMPTS, 1, progress=False)
     assert math.isnan(trainer.history[0]["explained_variance"])
     assert math.isnan(load_run(tmp_path / "run.json").history[0]["explained_variance"])
-    assert "NaN" not in (tmp_path / "run.json").read_text()
+    assert "NaN" not in (tmp_path / "run.json").read_text(encoding="utf-8")
 
 
 def test_a_kill_while_writing_leaves_the_last_file_whole(tmp_path, monkeypatch):
@@ -180,9 +180,9 @@ def broken(tmp_path, change):
     path = tmp_path / "run.json"
     recorder = Recorder(path, HELD_OUT[:1])
     recorder.record(tiny.trainer())
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
@@ -208,13 +208,13 @@ def test_a_broken_file_is_refused_with_the_reason(tmp_path, change, message):
 def test_a_cut_off_file_or_none_is_refused(tmp_path):
     path = broken(tmp_path, lambda run: None)
     load_run(path)  # nothing was changed
-    path.write_text(path.read_text()[:-20])
+    path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     with pytest.raises(ValueError, match=r"^load_run: run.json must be the whole JSON of a run"):
         load_run(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="whole JSON"):
         load_run(path)
-    path.write_text("[1]")
+    path.write_text("[1]", encoding="utf-8")
     with pytest.raises(ValueError, match="written by a Recorder"):
         load_run(path)
     with refuses("load_run: source", "none.json"):
@@ -258,12 +258,14 @@ def test_the_build_makes_the_runs_that_are_missing(tmp_path, monkeypatch):
     spec.loader.exec_module(build)
     assert tuple(build.RUNS) == SHIPPED_RUNS
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "healthy.json").write_text("there")
-    (tmp_path / "manifest.json").write_text('{"files": {}, "seeds": 1, "figures": 2}')
+    (tmp_path / "runs" / "healthy.json").write_text("there", encoding="utf-8")
+    (tmp_path / "manifest.json").write_text(
+        '{"files": {}, "seeds": 1, "figures": 2}', encoding="utf-8"
+    )
     made = []
     monkeypatch.setattr(build, "record_run", lambda name, path: made.append((name, path)))
     build.build_runs(tmp_path)
     assert made == [(name, tmp_path / "runs" / f"{name}.json") for name in SHIPPED_RUNS[1:]]
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert manifest.pop("files")["runs/healthy.json"]["bytes"] == 5
     assert manifest == {"seeds": 1, "figures": 2}

@@ -97,16 +97,16 @@ def test_python_in_a_models_folder_is_not_run(tmp_path, monkeypatch, make, load,
     # And nobody is asked on the terminal whether it may: that would hang, or be answered in haste.
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     folder = make(tmp_path / "model")
-    (folder / "own.py").write_text(CODE.format(mark=str(tmp_path / "mark")))
+    (folder / "own.py").write_text(CODE.format(mark=str(tmp_path / "mark")), encoding="utf-8")
     autos = {"AutoConfig": "Config", "AutoModelForCausalLM": "Model"}
     autos |= {"AutoModelForSequenceClassification": "Judge", "AutoTokenizer": "Words"}
     for name in ("config.json", "tokenizer_config.json"):
-        settings = json.loads((folder / name).read_text())
+        settings = json.loads((folder / name).read_text(encoding="utf-8"))
         settings["auto_map"] = {auto: f"own.{own}" for auto, own in autos.items()}
         settings["auto_map"]["AutoTokenizer"] = ["own.Words", "own.Words"]
         if kind == "its own" and name == "config.json":
             settings["model_type"] = "something-new"
-        (folder / name).write_text(json.dumps(settings))
+        (folder / name).write_text(json.dumps(settings), encoding="utf-8")
     if kind == "gpt2":
         load(folder)  # by transformers' own code
     else:
@@ -126,14 +126,14 @@ def test_prompts_are_neither_pickles_nor_programs(tmp_path, name):
 def test_a_data_set_with_a_script_of_its_own_is_refused(tmp_path):
     folder = tmp_path / "words"
     folder.mkdir()
-    (folder / "words.py").write_text(CODE.format(mark=str(tmp_path / "mark")))
+    (folder / "words.py").write_text(CODE.format(mark=str(tmp_path / "mark")), encoding="utf-8")
     with pytest.raises(ValueError, match="must be a table that datasets can read"):
         load_prompts(folder)
     assert not (tmp_path / "mark").exists()
 
 
 def test_the_package_never_unpickles_and_never_trusts_remote_code():
-    texts = {p.name: p.read_text() for p in (ROOT / "minippo").rglob("*.py")}
+    texts = {p.name: p.read_text(encoding="utf-8") for p in (ROOT / "minippo").rglob("*.py")}
     unpickles = re.compile(r"torch\.load|pickle\.load|joblib|np\.load|allow_pickle|cloudpickle")
     assert [name for name, text in texts.items() if unpickles.search(text)] == []
     trusts = re.compile(r"trust_remote_code\W+True")

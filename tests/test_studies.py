@@ -26,7 +26,10 @@ def test_a_stopped_study_goes_on_with_the_cases_that_have_no_row(tmp_path):
         make_rows(tmp_path / "study.jsonl", cases, run)
     make_rows(tmp_path / "study.jsonl", cases, run)
     assert asked == [(0, 0.1), (0, 0.2), (0, 0.2), (1, 0.1), (1, 0.2)]
-    rows = [json.loads(line) for line in (tmp_path / "study.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "study.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [row["case"] for row in rows] == cases
     assert rows[0]["gold"] == 0.03333
 

@@ -23,7 +23,7 @@ socket.socket.connect = closed
 socket.getaddrinfo = closed
 
 import minippo
-from minippo import checks, cli, gae, plots, widgets
+from minippo import checks, cli, commands, gae, plots, widgets
 from minippo.data import DATA, SHIPPED_MODELS, SHIPPED_RUNS, SHIPPED_TEXTS, load_texts, shipped
 from minippo.grade import grade
 from minippo.models import load_policy, load_reward_model
@@ -37,7 +37,7 @@ policy, tokenizer = load_policy("tiny-gpt2-sft")
 assert sum(p.numel() for p in policy.parameters()) > 900_000
 assert load_reward_model("tiny-gpt2-reward")[0] is not None
 
-cli.STEPS = 2
+commands.STEPS = 2
 assert cli.main(["demo", "--output", "demo"]) == 0
 assert Path("demo/run.png").read_bytes().startswith(b"\\x89PNG")
 
@@ -88,7 +88,7 @@ def test_the_wheel_works_in_a_fresh_environment_from_another_folder_offline(whee
     venv.create(place, with_pip=False)
     python = place / ("Scripts" if os.name == "nt" else "bin") / "python"
     (site,) = [*place.glob("lib/python*/site-packages"), *place.glob("Lib/site-packages")]
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
     install = [*pip, "install", "--quiet", "--no-index", "--no-deps", "--force-reinstall"]
     subprocess.run([*install, str(wheel)], check=True)

@@ -56,7 +56,7 @@ def to_tensor(x: Nested, dtype: str) -> Any:
 
 def to_nested(x: Tensor) -> Nested:
     """A tensor as nested lists of plain numbers, exact."""
-    return (x.double() if x.is_floating_point() else x).tolist()
+    return (x.cpu().double() if x.is_floating_point() else x).tolist()
 
 
 class Draw:

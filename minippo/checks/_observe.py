@@ -84,7 +84,7 @@ def _measure(value: Any, leaves: dict[str, Tensor]) -> Observation:
     if leaves:
         grads: Sequence[Tensor | None] = [None] * len(leaves)
         if value.requires_grad:
-            flat = value.double().reshape(-1)
+            flat = value.cpu().double().reshape(-1)
             weighted = torch.tensor(weights(len(flat)), dtype=torch.float64) * flat
             grads = torch.autograd.grad(weighted.sum(), list(leaves.values()), allow_unused=True)
         seen.slopes = {

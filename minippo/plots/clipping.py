@@ -101,7 +101,7 @@ class Clipping(Picture):
             part[region].set_text("flat" if region == flat else "learns")
         if self._tokens is not None:
             ratios, advantages = self._tokens
-            own = ratios[advantages * advantage > 0].double()
+            own = ratios[advantages * advantage > 0].cpu().double()
             part["tokens"].set_data(own.numpy(), objective(own, advantage, epsilon)[0].numpy())
 
     @staticmethod

@@ -18,7 +18,7 @@ ROWS = ("reward r", "value V", "TD error", "advantage A", "return R")
 
 def credit_table(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
     """[5, time]: reward, value, TD error, advantage and Monte-Carlo return of each token."""
-    r, v = rewards.double().unsqueeze(0), values.double().unsqueeze(0)
+    r, v = (x.cpu().double().unsqueeze(0) for x in (rewards, values))
     mask = torch.ones_like(r).bool()
     parts = [
         r,

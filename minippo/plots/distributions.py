@@ -42,7 +42,7 @@ class NextToken(Picture):
 
     def move(self, *, position: int = 0, temperature: float = 1.0) -> str:
         """Show the distribution after `position` response tokens."""
-        z = self.logits[position].double()
+        z = self.logits[position].cpu().double()
         p = (z / temperature).softmax(-1)
         top = p.topk(min(MOST, len(p)))
         for i in range(MOST):
@@ -86,7 +86,7 @@ def next_token_panels(
     What to see: the order never changes, the distances do.
     """
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    z = logits[position].double()
+    z = logits[position].cpu().double()
     order = z.topk(min(8, len(z))).indices
     for axes, t in zip(
         figure.subplots(1, len(temperatures), sharey=True), temperatures, strict=True

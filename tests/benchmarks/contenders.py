@@ -68,7 +68,7 @@ class Setup:
             padding_side="left",
         )
         self.eos = self.tokenizer.eos_token_id
-        lines = (DATA / "prompts-train.jsonl").read_text().splitlines()
+        lines = (DATA / "prompts-train.jsonl").read_text(encoding="utf-8").splitlines()
         prompts = [json.loads(line)["prompt"] for line in lines]
         self.prompts = [prompts[i % len(prompts)] for i in range(case.rows)]
         if case.prompt:

@@ -180,14 +180,18 @@ def main() -> None:
 
 def _cpuinfo() -> list[str]:
     file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
 def write(name: str, text: str) -> None:
     """Put a case's table between its two marks."""
-    page, start, end = RESULTS.read_text(), f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    page, start, end = (
+        RESULTS.read_text(encoding="utf-8"),
+        f"<!-- {name} -->\n",
+        f"<!-- end {name} -->",
+    )
     before, rest = page.split(start)
-    RESULTS.write_text(before + start + text + "\n" + end + rest.split(end)[1])
+    RESULTS.write_text(before + start + text + "\n" + end + rest.split(end)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":

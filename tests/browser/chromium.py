@@ -33,8 +33,9 @@ class Page:
         command = [program() or "chromium", *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         port = profile / "DevToolsActivePort"
-        wait(lambda: port.exists() and port.read_text().strip(), "Chromium")
-        tabs = f"http://127.0.0.1:{port.read_text().split()[0]}/json/list"
+        wait(lambda: port.exists() and port.read_text(encoding="utf-8").strip(), "Chromium")
+        number = port.read_text(encoding="utf-8").split()[0]
+        tabs = f"http://127.0.0.1:{number}/json/list"
 
         def tab() -> str | None:
             found = json.load(urllib.request.urlopen(tabs, timeout=5))

@@ -29,7 +29,7 @@ class Lab:
         for name, value in SETTINGS.items():
             file = private / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(value))
+            file.write_text(json.dumps(value), encoding="utf-8")
         places = "CONFIG_DIR RUNTIME_DIR DATA_DIR".split()
         mine = {f"JUPYTER_{place}": str(private / place) for place in places}
         mine |= {
@@ -49,7 +49,7 @@ class Lab:
             "--LabApp.news_url=", "--LabApp.expose_app_in_browser=True",
             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         ]  # fmt: skip
-        self.log = (private / "lab.log").open("w")
+        self.log = (private / "lab.log").open("w", encoding="utf-8")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "jupyter", "lab", *options],
             env=os.environ | mine, stdout=self.log, stderr=subprocess.STDOUT,
@@ -60,7 +60,7 @@ class Lab:
         try:
             return bool(self.ask("api/status"))
         except OSError:
-            assert self._process.poll() is None, Path(self.log.name).read_text()
+            assert self._process.poll() is None, Path(self.log.name).read_text(encoding="utf-8")
             return False
 
     def ask(self, what: str) -> Any:

@@ -51,7 +51,9 @@ def page(tmp_path_factory):
     cells = [kind | {"id": f"cell-{i}", "source": source} for i, source in enumerate(sources)]
     spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = {"cells": cells, "metadata": {"kernelspec": spec}, "nbformat": 4}
-    (folder / "all.ipynb").write_text(json.dumps(notebook | {"nbformat_minor": 5}))
+    (folder / "all.ipynb").write_text(
+        json.dumps(notebook | {"nbformat_minor": 5}), encoding="utf-8"
+    )
     lab = Lab(folder)
     page = None
     try:
