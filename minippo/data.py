@@ -70,7 +70,7 @@ def load_texts(name: str) -> list[dict[str, Any]]:
 def load_study(name: str) -> list[dict[str, Any]]:
     """The rows of a recorded study, one a run: {"case": what was varied and the seed, results...}.
 
-    "bugs", "hacking", "limits" or "alternatives"; `data/studies` holds the code that made them.
+    "bugs", "hacking", "limits" or "alternatives"; `tools/studies` holds the code that made them.
     What was not finite is None.
     """
     return read_jsonl(shipped(name))

@@ -1,9 +1,9 @@
-"""Make everything in this folder from seeds: python data/build.py world|runs|studies [NAME].
+"""Make everything in data/ from seeds: python tools/build_data.py world|runs|studies [NAME].
 
 world: texts, tokenizer, the three tiny GPT-2s, the manifest (sizes, sha256, versions, figures) and
 the figures of the data card; how long it took is among them. runs: recorded PPO runs, one file a
 run; a run whose file is there is not made again: delete it first. studies: the experiments of
-data/studies, a row a run, each on one thread; `studies NAME` goes on with one of them. Needs no
+tools/studies, a row a run, each on one thread; `studies NAME` goes on with one of them. Needs no
 network and no GPU.
 """
 
@@ -41,7 +41,7 @@ from minippo.rollout import Responses, encode, evaluate, load_score, respond, sc
 from minippo.sft import FitConfig, train_sft
 from minippo.trainer import PPOTrainer
 
-HERE = Path(__file__).parent
+DATA = Path(__file__).parents[1] / "data"
 EOS = "<|endoftext|>"
 # gelu_pytorch_tanh is GPT-2's gelu_new in one kernel.
 SIZES = {
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["world", "runs", "studies"])
     parser.add_argument("names", nargs="*", choices=[[], *SHIPPED_STUDIES], help="of studies")
-    parser.add_argument("--out", type=Path, default=HERE, help="the folder to write to")
+    parser.add_argument("--out", type=Path, default=DATA, help="the folder to write to")
     options = parser.parse_args()
     if options.what == "studies":
         return build_studies(options.out, options.names or SHIPPED_STUDIES)
@@ -159,7 +159,7 @@ def build_world(out: Path) -> None:
     figures["minutes"] = round((time.time() - started) / 60, 1)
     say(json.dumps(figures["best"]))
     write_manifest(out, figures)
-    if out == HERE:
+    if out == DATA:
         write_card(figures)
     say("done")
 
@@ -419,10 +419,10 @@ def write_card(figures: Figures) -> None:
             for sub, x in pairs:
                 shown = f"{x:,}" if isinstance(x, int | float) else str(x)
                 rows.append(f"| {', '.join(s for s in (group, name, sub) if s)} | {shown} |")
-    card = (HERE / "README.md").read_text()
+    card = (DATA / "README.md").read_text()
     begin, end = "<!-- figures -->\n", "<!-- end of figures -->"
     before, after = card.split(begin)[0], card.split(end)[1]
-    (HERE / "README.md").write_text(before + begin + "\n".join(rows) + "\n" + end + after)
+    (DATA / "README.md").write_text(before + begin + "\n".join(rows) + "\n" + end + after)
 
 
 if __name__ == "__main__":
