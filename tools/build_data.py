@@ -33,7 +33,7 @@ from transformers import (
 import minippo
 from minippo import sequence_log_prob, token_log_probs, world
 from minippo.cli import DEMO, STEPS
-from minippo.data import SHIPPED_STUDIES, load_prompts, sha256, write_jsonl
+from minippo.data import SHIPPED_STUDIES, load_prompts, sha256, write, write_jsonl
 from minippo.models import PolicyWithValue, RewardModel, frozen_copy, load_policy, load_reward_model
 from minippo.record import Recorder
 from minippo.reward_model import preference_accuracy, train_reward_model
@@ -115,7 +115,7 @@ def build_world(out: Path) -> None:
     prompts = [rng.choice(world.PROMPTS_TRAIN) for _ in range(N_DEMONSTRATIONS)]
     responses = [world.demonstration(prompt, rng) for prompt in prompts]
     rows = [{"prompt": p, "response": r} for p, r in zip(prompts, responses, strict=True)]
-    write_jsonl(out / "demonstrations.jsonl", rows)
+    write_jsonl(out / "demonstrations.jsonl.xz", rows)
     config = FitConfig(epochs=DEMONSTRATION_EPOCHS, minibatch_size=64, learning_rate=5e-4)
     sft = GPT2LMHeadModel.from_pretrained(out / "tiny-gpt2-base", dtype=torch.float32)
     train_sft(PolicyWithValue(sft), encode(tokenizer, prompts, responses), config)
@@ -141,7 +141,7 @@ def build_world(out: Path) -> None:
         annotator,
         SEEDS["pairs"] + 1,
     )
-    write_jsonl(out / "preferences.jsonl", train)
+    write_jsonl(out / "preferences.jsonl.xz", train)
 
     say("reward model")
     torch.manual_seed(SEEDS["models"])
@@ -167,8 +167,8 @@ def build_world(out: Path) -> None:
 def build_runs(out: Path) -> None:
     """The recorded runs that are not there yet; then the manifest lists them."""
     for name in RUNS:
-        if not (out / "runs" / f"{name}.json").exists():
-            record_run(name, out / "runs" / f"{name}.json")
+        if not (out / "runs" / f"{name}.json.xz").exists():
+            record_run(name, out / "runs" / f"{name}.json.xz")
     update_manifest(out)
 
 
@@ -176,7 +176,7 @@ def build_studies(out: Path, names: Sequence[str]) -> None:
     """The rows that are not there yet, of some studies; then the manifest lists their files."""
     torch.set_num_threads(1)  # the same numbers, however many of them run at a time
     for name in names:
-        import_module(f"studies.{name}").main(out / "studies" / f"{name}.jsonl")
+        import_module(f"studies.{name}").main(out / "studies" / f"{name}.jsonl.xz")
     update_manifest(out)
 
 
@@ -192,7 +192,8 @@ def record_run(name: str, path: Path) -> None:
     )
     recorder.record(trainer)
     trainer.train(load_prompts("prompts-train"), n_steps)
-    unfinished.rename(path)
+    write(path, unfinished.read_bytes())
+    unfinished.unlink()
     print(name, f"{path.stat().st_size:,} bytes", flush=True)
 
 
@@ -400,8 +401,8 @@ def update_manifest(out: Path) -> None:
 
 
 def list_files(out: Path) -> Figures:
-    """Size and sha256 of each shipped file."""
-    parts = ("*.jsonl", "tiny-gpt2-*/*", "runs/*.json", "studies/*.jsonl")
+    """Size of each shipped file, and sha256 of its content."""
+    parts = ("*.jsonl*", "tiny-gpt2-*/*", "runs/*.json.xz", "studies/*.jsonl.xz")
     files = sorted(f for part in parts for f in out.glob(part) if f.is_file())
     return {
         f.relative_to(out).as_posix(): {"bytes": f.stat().st_size, "sha256": sha256(f)}
