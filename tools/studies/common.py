@@ -29,6 +29,7 @@ SEEDS = range(5)
 def make_rows(path: Path, cases: Iterable[Mapping[str, Any]], run: Callable[..., Row]) -> None:
     """Append {"case": case, **run(**case)} for each case that has no row yet."""
     rows = read_jsonl(path) if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"new-{path.name}")
     for case in cases:
         if dict(case) in [row["case"] for row in rows]:
