@@ -99,3 +99,4 @@ def test_the_world_and_its_runs_are_built_and_can_be_loaded(monkeypatch, tmp_pat
     for name in data.SHIPPED_MODELS:
         load = load_reward_model if name.endswith("reward") else load_policy
         assert load(name)[0].training is not None
+        assert (tmp_path / name / "tokenizer.json").read_text(encoding="utf-8").count("\n") == 0
