@@ -64,3 +64,11 @@ def test_no_text_of_a_windows_clone_has_crlf(windows):
     kinds = {".py", ".md", ".json", ".jsonl", ".ipynb", ".yml", ".toml", ".txt", ""}
     texts = [path for path in files if path.suffix in kinds]
     assert [path.name for path in texts if b"\r\n" in path.read_bytes()] == []
+
+
+def test_a_clone_without_history_is_18_mb_or_less(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    done = git("clone", "--quiet", "--depth", "1", ROOT.as_uri(), tmp_path / "clone")
+    assert done.returncode == 0, done.stderr
+    assert sum(path.lstat().st_size for path in tmp_path.rglob("*")) <= 18_000_000  # du -sb
