@@ -37,11 +37,11 @@ lint: $(READY)
 
 bench: $(READY)
 	$(RUN) -m pip install --quiet --editable ".[bench]"
-	$(RUN) tests/benchmarks/ppo_iteration.py --write
+	$(RUN) tools/benchmarks/ppo_iteration.py --write
 
 notebooks: $(READY)
-	$(RUN) notebooks/execute.py
-	$(RUN) notebooks/cheat_sheet.py
+	$(RUN) tools/execute.py
+	$(RUN) tools/cheat_sheet.py
 
 # The rendered course and the package's reference, in build/site.
 site: $(READY)
@@ -49,7 +49,7 @@ site: $(READY)
 	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs . build/site
 
 data: $(READY)
-	$(RUN) data/build.py world
+	$(RUN) tools/build_data.py world
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"minippo needs Python 3.11 or newer, got {v}. Say which: make $(MAKECMDGOALS) PYTHON=python3.11")'

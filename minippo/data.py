@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import lzma
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +19,24 @@ SHIPPED_RUNS = ("healthy", "no-kl", "high-lr")
 SHIPPED_STUDIES = ("bugs", "hacking", "limits", "alternatives")
 
 
+def read(path: Path) -> bytes:
+    """A file's content: what is packed in a .xz."""
+    content = path.read_bytes()
+    try:
+        return lzma.decompress(content) if path.suffix == ".xz" else content
+    except lzma.LZMAError:
+        return content  # damaged, so its sha256 is not the one that is asked for
+
+
+def write(path: Path, content: bytes) -> None:
+    """A file of that content, packed if it ends in .xz."""
+    packed = path.suffix == ".xz"
+    path.write_bytes(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME) if packed else content)
+
+
 def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """The SHA-256 of a file's content in hexadecimal: how it was packed does not matter."""
+    return hashlib.sha256(read(path)).hexdigest()
 
 
 def shipped(name: str) -> Path:
@@ -29,33 +45,32 @@ def shipped(name: str) -> Path:
     Raises:
         ValueError: the name is not shipped, or a file is missing or differs from the manifest.
     """
-    places = {model: DATA / model for model in SHIPPED_MODELS}
-    places |= {text: DATA / f"{text}.jsonl" for text in SHIPPED_TEXTS}
-    places |= {run: DATA / "runs" / f"{run}.json" for run in SHIPPED_RUNS}
-    places |= {study: DATA / "studies" / f"{study}.jsonl" for study in SHIPPED_STUDIES}
+    places = {n: n for n in (*SHIPPED_MODELS, *SHIPPED_TEXTS)}
+    places |= {run: f"runs/{run}" for run in SHIPPED_RUNS}
+    places |= {study: f"studies/{study}" for study in SHIPPED_STUDIES}
     if name not in places:
         fail("shipped", "name", f"be one of {', '.join(places)}", name)
-    path = places[name]
+    place = places[name]
     recorded = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))["files"]
-    files = {f: r for f, r in recorded.items() if (DATA / f).is_relative_to(path)}
+    files = {f: r for f, r in recorded.items() if f.startswith((f"{place}/", f"{place}."))}
     for file, record in files.items():
         if not (DATA / file).is_file() or sha256(DATA / file) != record["sha256"]:
             came = "another content" if (DATA / file).is_file() else "no file"
             fail("shipped", f"data/{file}", "be the file that the manifest describes", came)
     if not files:
         fail("shipped", f"data/{name}", "be there and in data/manifest.json", "neither")
-    return path
+    return DATA / (place if name in SHIPPED_MODELS else next(iter(files)))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """One JSON object a line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """One JSON object a line; a .xz is unpacked."""
+    return [json.loads(line) for line in read(path).splitlines()]
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line, UTF-8, readable."""
+    """One JSON object a line, UTF-8, readable; packed if it ends in .xz."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    path.write_text("".join(lines), encoding="utf-8")
+    write(path, "".join(lines).encode("utf-8"))
 
 
 def load_texts(name: str) -> list[dict[str, Any]]:
@@ -70,7 +85,7 @@ def load_texts(name: str) -> list[dict[str, Any]]:
 def load_study(name: str) -> list[dict[str, Any]]:
     """The rows of a recorded study, one a run: {"case": what was varied and the seed, results...}.
 
-    "bugs", "hacking", "limits" or "alternatives"; `data/studies` holds the code that made them.
+    "bugs", "hacking", "limits" or "alternatives"; `tools/studies` holds the code that made them.
     What was not finite is None.
     """
     return read_jsonl(shipped(name))
@@ -80,8 +95,9 @@ def load_prompts(source: str | Path) -> list[str]:
     """Prompts from a shipped name, a file or folder of yours, or a data set of the hub.
 
     Files: JSON Lines, CSV, Parquet, or plain text, of which each line that is not blank is a
-    prompt. Folders and hub data sets: what `datasets` makes of them, their split "train". Tables
-    need a column "prompt", or say which: "reviews.csv:text", "stanfordnlp/imdb:text".
+    prompt; packed or not (.jsonl.gz, .jsonl.xz). Folders and hub data sets: what `datasets` makes
+    of them, their split "train". Tables need a column "prompt", or say which: "reviews.csv:text",
+    "stanfordnlp/imdb:text".
 
     Raises:
         ValueError: no such file and no such data set, or the hub cannot be reached (found out in
@@ -95,13 +111,13 @@ def load_prompts(source: str | Path) -> list[str]:
     path = Path(place)
     name = path.name
     table = _load_table(place)
-    if path.suffix == ".txt":
+    if _kind(path) == "text":
         column = "text"
     if column not in table.column_names:
         came = ", ".join(table.column_names)
         fail("load_prompts", name, f'have a column "{column}"', f"columns {came}")
     prompts = list(table[column])
-    if path.suffix == ".txt":
+    if _kind(path) == "text":
         prompts = [line for line in prompts if line.strip()]
     for number, prompt in enumerate(prompts, start=1):
         if not isinstance(prompt, str) or not prompt:
@@ -111,16 +127,23 @@ def load_prompts(source: str | Path) -> list[str]:
     return prompts
 
 
+def _kind(path: Path) -> str | None:
+    """How `datasets`, which unpacks by itself, reads a file: by its ending."""
+    kinds = {".jsonl": "json", ".json": "json", ".txt": "text", ".csv": "csv"}
+    name = path.stem if path.suffix in (".gz", ".xz") else path.name
+    return (kinds | {".parquet": "parquet"}).get(Path(name).suffix)
+
+
 def _load_table(place: str) -> Any:
     """A file, a folder or a hub data set as a table of `datasets`."""
-    path, kinds = Path(place), {".jsonl": "json", ".json": "json", ".txt": "text"}
-    kinds |= {".csv": "csv", ".parquet": "parquet"}
-    kind = kinds.get(path.suffix)
+    path = Path(place)
+    kind = _kind(path)
     if not path.exists() and (kind or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place)):
         must = "be a file or folder that exists, a hub data set (owner/name), or "
         fail("load_prompts", "source", f"{must}one of prompts-train, prompts-held-out", place)
     if path.is_file() and kind is None:
-        fail("load_prompts", "source", "end in .jsonl, .json, .csv, .parquet or .txt", path.name)
+        must = "end in .jsonl, .json, .csv, .parquet or .txt (or that and .gz or .xz)"
+        fail("load_prompts", "source", must, path.name)
     if path.is_file() and not path.stat().st_size:
         fail("load_prompts", path.name, "hold at least one prompt", "an empty file")
     if not path.exists():

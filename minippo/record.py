@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minippo import __version__, entropy, probability_ratio, token_log_probs
 from minippo._validate import check_number, fail
-from minippo.data import SHIPPED_RUNS, shipped
+from minippo.data import SHIPPED_RUNS, read, shipped
 
 FORMAT, VERSION = "minippo run", 1
 PER_TOKEN = ("ratio", "advantage", "kl", "entropy")
@@ -177,7 +177,7 @@ def load_run(source: str | Path) -> Run:
         known = f"be a file or one of {', '.join(SHIPPED_RUNS)}"
         fail("load_run", "source", known, str(source))
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(read(path))
     except ValueError as error:  # also what is not UTF-8
         fail("load_run", path.name, "be the whole JSON of a run", f"{error}")
     if not isinstance(run, dict) or run.get("format") != FORMAT:
@@ -186,7 +186,7 @@ def load_run(source: str | Path) -> Run:
         must = f"be of version {VERSION}, which minippo {__version__} reads"
         fail("load_run", path.name, must, f"{run.get('version')} (minippo {run.get('minippo')})")
     try:
-        return _parsed(path.stem, run)
+        return _parsed(Path(path.name.removesuffix(".xz")).stem, run)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         fail("load_run", path.name, "hold every part of a run", f"{type(error).__name__} {error}")
 

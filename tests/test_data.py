@@ -1,6 +1,9 @@
 """Prompts from files of four kinds, and shipped files that are what the manifest says."""
 
+import gzip
+import hashlib
 import json
+import lzma
 import socket
 import time
 from types import SimpleNamespace
@@ -39,17 +42,34 @@ def test_sha256_is_the_published_one(tmp_path):
     assert sha256(tmp_path / "abc") == expected
 
 
+def test_a_packed_file_has_the_rows_and_the_sha256_of_what_is_in_it(tmp_path):
+    plain, packed = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.xz"
+    write_jsonl(plain, ROWS * 100)
+    write_jsonl(packed, ROWS * 100)
+    assert lzma.decompress(packed.read_bytes()) == plain.read_bytes()
+    assert packed.stat().st_size < plain.stat().st_size / 10
+    assert read_jsonl(packed) == read_jsonl(plain) == ROWS * 100
+    assert sha256(packed) == sha256(plain) == hashlib.sha256(plain.read_bytes()).hexdigest()
+
+
 # ---- load_prompts
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "txt"])
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "json", "csv", "parquet", "txt", "jsonl.gz", "jsonl.xz", "txt.gz"]
+)
 def test_prompts_come_from_every_kind_of_file(tmp_path, monkeypatch, kind):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     path, table = tmp_path / f"prompts.{kind}", datasets.Dataset.from_list(ROWS)
+    lines = f"{TEXTS[0]}\n\n{TEXTS[1]}\n".encode()
     if kind == "txt":
-        path.write_text(f"{TEXTS[0]}\n\n{TEXTS[1]}\n", encoding="utf-8")
-    elif kind == "jsonl":
+        path.write_bytes(lines)
+    elif kind == "txt.gz":
+        path.write_bytes(gzip.compress(lines))
+    elif kind == "jsonl.gz":
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
+    elif kind in ("jsonl", "jsonl.xz"):
         write_jsonl(path, ROWS)
     elif kind == "json":
         path.write_text(json.dumps(ROWS), encoding="utf-8")
@@ -167,10 +187,7 @@ def test_what_is_no_name_of_the_hub_is_not_asked_for(monkeypatch, name):
 # ---- shipped
 
 
-STUDIES = [s for s in data.SHIPPED_STUDIES if (data.DATA / "studies" / f"{s}.jsonl").exists()]
-
-
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", data.SHIPPED_STUDIES)
 def test_each_row_of_a_study_is_one_run_with_its_case_and_its_seed(name):
     rows = load_study(name)
     cases = [json.dumps(row["case"], sort_keys=True) for row in rows]
@@ -203,6 +220,13 @@ def test_an_altered_text_is_refused_by_its_name(folder):
     write_jsonl(folder / "prompts-train.jsonl", ROWS[::-1])
     with refuses("shipped: data/prompts-train.jsonl", "another content"):
         load_prompts("prompts-train")
+
+
+def test_a_damaged_packed_text_is_refused_by_its_name(folder):
+    (folder / "preferences.jsonl.xz").write_bytes(lzma.compress(b"{}")[:-9])
+    (folder / "manifest.json").write_text('{"files": {"preferences.jsonl.xz": {"sha256": ""}}}')
+    with refuses("shipped: data/preferences.jsonl.xz", "another content"):
+        load_texts("preferences")
 
 
 def test_a_text_that_is_gone_is_refused_by_its_name(folder):

@@ -1,9 +1,9 @@
 """A lesson has the form that readers can rely on: contract, exercises, questions, summary."""
 
 import re
-import runpy
 import statistics
 
+import cheat_sheet
 import pytest
 
 import minippo
@@ -112,7 +112,7 @@ def test_every_function_of_the_mathematics_is_built_in_some_lesson():
 
 def test_the_cheat_sheet_is_what_the_lessons_end_in():
     folder = NOTEBOOKS[0].parent
-    built = runpy.run_path(str(folder / "cheat_sheet.py"))["build"]()
+    built = cheat_sheet.build()
     assert (folder / "cheat_sheet.md").read_text(encoding="utf-8") == built
     for path in LESSONS:  # every table stands there whole, and every word
         end = section(path, "Summary")

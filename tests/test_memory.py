@@ -124,7 +124,7 @@ def test_one_copy_of_the_weights_is_one_copy_of_memory_at_gpt2s_size():
     # 124 M numbers of 4 bytes are 475 MiB; a reference of its own needs them once more.
     pytest.importorskip("peft")
     names = ["LoRA, a copy as reference", "LoRA, reference = adapter off"]
-    command = [sys.executable, "tests/benchmarks/memory.py", "--only", *names]
+    command = [sys.executable, "tools/benchmarks/memory.py", "--only", *names]
     command += ["--rows", "2", "--prompt", "4", "--new", "4"]
     settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -65,6 +65,7 @@ def test_every_picture_has_a_text_for_those_who_cannot_see_it(path):
         for page in pages:
             for alt in re.findall(r'<img alt="([^"]*)"', page):
                 assert len(alt) >= 40
+            assert "data:image/png" not in page  # a third larger than what plots.show stores
             assert page.count("<img") == page.count("<img alt=") == page.count("<figcaption>")
         kinds = {kind for o in cell["outputs"] for kind in o.get("data", {})}
         assert not kinds & {"image/png", "image/svg+xml"}  # pictures come from plots.show

@@ -1,9 +1,11 @@
 """Pictures: the data of their curves, their colours, and what they say."""
 
+import base64
 import importlib
 import io
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -759,6 +761,16 @@ def test_a_stored_picture_keeps_its_symbols_colours():
     kept = {colour for _, colour in image.getcolors()}
     wanted = {tuple(round(255 * x) for x in to_rgb(c)) for c in plots.COLOURS.values()}
     assert wanted | {(255, 255, 255)} <= kept
+
+
+def test_a_notebook_stores_the_same_pixels_in_fewer_bytes():
+    shown = plots.show(plots.ppo_step(), alt="a", caption="b")
+    page = shown._repr_mimebundle_()["text/html"]
+    (stored,) = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
+    content = base64.b64decode(stored)
+    assert len(content) < 0.8 * len(shown.png)
+    pixels = [Image.open(io.BytesIO(x)).convert("RGB").tobytes() for x in (content, shown.png)]
+    assert pixels[0] == pixels[1]
 
 
 def test_nothing_is_left_open_in_pyplot():

@@ -1,15 +1,16 @@
 """Recorded runs: they change nothing, say what was, and are read back, or refused, whole."""
 
-import importlib.util
 import json
+import lzma
 import math
 import random
 
+import build_data
 import pytest
 import torch
 
 from minippo import entropy, token_log_probs
-from minippo.data import DATA, SHIPPED_RUNS
+from minippo.data import SHIPPED_RUNS
 from minippo.models import frozen_copy
 from minippo.record import PER_TOKEN, Recorder, load_run
 from minippo.rollout import decode, encode_prompts, evaluate, generate
@@ -253,19 +254,16 @@ def test_shipped_runs_are_what_they_are_called():
 
 
 def test_the_build_makes_the_runs_that_are_missing(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("build", DATA / "build.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    assert tuple(build.RUNS) == SHIPPED_RUNS
+    assert tuple(build_data.RUNS) == SHIPPED_RUNS
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "healthy.json").write_text("there", encoding="utf-8")
+    (tmp_path / "runs" / "healthy.json.xz").write_bytes(lzma.compress(b"there"))
     (tmp_path / "manifest.json").write_text(
         '{"files": {}, "seeds": 1, "figures": 2}', encoding="utf-8"
     )
     made = []
-    monkeypatch.setattr(build, "record_run", lambda name, path: made.append((name, path)))
-    build.build_runs(tmp_path)
-    assert made == [(name, tmp_path / "runs" / f"{name}.json") for name in SHIPPED_RUNS[1:]]
+    monkeypatch.setattr(build_data, "record_run", lambda name, path: made.append((name, path)))
+    build_data.build_runs(tmp_path)
+    assert made == [(name, tmp_path / "runs" / f"{name}.json.xz") for name in SHIPPED_RUNS[1:]]
     manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest.pop("files")["runs/healthy.json"]["bytes"] == 5
+    assert list(manifest.pop("files")) == ["runs/healthy.json.xz"]
     assert manifest == {"seeds": 1, "figures": 2}

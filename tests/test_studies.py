@@ -1,14 +1,9 @@
 """The studies: a row a run, none made twice, and what is counted of texts is counted right."""
 
 import json
-import sys
 from math import inf
 
 import pytest
-
-from minippo.data import DATA
-
-sys.path.insert(0, str(DATA))
 from studies.common import diversity, make_rows, rounded
 
 

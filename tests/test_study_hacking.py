@@ -1,16 +1,12 @@
 """The study of reward hacking: what it counts is counted right."""
 
-import sys
 from itertools import pairwise
 
 import pytest
 import torch
+from studies import hacking
 
 from minippo import world
-from minippo.data import DATA
-
-sys.path.insert(0, str(DATA))
-from studies import hacking
 
 
 def test_the_order_of_gold_is_asked_of_pairs_that_differ_in_gold():

@@ -1,18 +1,13 @@
 """The study of the limitations: its judges pay what they say, its prompts are what they say."""
 
-import sys
-
 import pytest
 import torch
-
-from minippo import world
-from minippo.data import DATA, load_prompts
-from tests.tiny import WORDS, good_count, tokenizer
-
-sys.path.insert(0, str(DATA))
 from studies import limits
 
+from minippo import world
+from minippo.data import load_prompts
 from minippo.rollout import encode, text_score
+from tests.tiny import WORDS, good_count, tokenizer
 
 
 def test_instalments_are_paid_at_the_ends_of_sentences_and_add_up():

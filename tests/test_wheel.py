@@ -74,7 +74,11 @@ def test_the_wheel_holds_the_package_and_the_data_and_is_small(wheel):
     assert {f"minippo/_data/{f.as_posix()}" for f in data} <= names
     modules = {f.relative_to(ROOT).as_posix() for f in (ROOT / "minippo").rglob("*.py")}
     assert modules <= names
-    assert not [n for n in names if n.startswith(("tests", "notebooks")) or "__pycache__" in n]
+    assert not [
+        n for n in names if n.startswith(("tests", "tools", "notebooks")) or "__pycache__" in n
+    ]
+    assert [n for n in names if n.startswith("minippo/_data/") and n.endswith(".py")] == []
+    assert "minippo/py.typed" in names  # or a user's mypy would take all of it for Any
     print(f"{len(names)} files, {wheel.stat().st_size / 1e6:.1f} MB")
     assert wheel.stat().st_size < 10_000_000
 

@@ -1,4 +1,4 @@
-"""Run notebooks and store what they print: `python notebooks/execute.py [FILE ...]`, else all.
+"""Run notebooks and store what they print: `python tools/execute.py [FILE ...]`, else all.
 
 Stored are outputs and execution counts alone: no times, no progress bars, no widget's state (it
 would be one position of its sliders, dead without a kernel), so that a file changes only when what
@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-HERE = Path(__file__).parent
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -41,5 +41,5 @@ def execute(path: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.update(QUIET)
-    for name in sys.argv[1:] or sorted(map(str, HERE.glob("*.ipynb"))):
+    for name in sys.argv[1:] or sorted(map(str, NOTEBOOKS.glob("*.ipynb"))):
         execute(Path(name).resolve())

@@ -1,6 +1,6 @@
 """What saves memory, and what it costs: one PPO step on GPT-2 small's shape, each in a process.
 
-python tests/benchmarks/memory.py [--rows 8] [--prompt 16] [--new 32] [--only NAME ...]
+python tools/benchmarks/memory.py [--rows 8] [--prompt 16] [--new 32] [--only NAME ...]
 
 Random weights of GPT-2 small's shape (124 M parameters, 50,257 tokens): memory and time depend on
 shapes alone. A process takes two steps of PPO (one epoch) on `rows` prompts; the time is the

@@ -1,9 +1,9 @@
-"""Make everything in this folder from seeds: python data/build.py world|runs|studies [NAME].
+"""Make everything in data/ from seeds: python tools/build_data.py world|runs|studies [NAME].
 
 world: texts, tokenizer, the three tiny GPT-2s, the manifest (sizes, sha256, versions, figures) and
 the figures of the data card; how long it took is among them. runs: recorded PPO runs, one file a
 run; a run whose file is there is not made again: delete it first. studies: the experiments of
-data/studies, a row a run, each on one thread; `studies NAME` goes on with one of them. Needs no
+tools/studies, a row a run, each on one thread; `studies NAME` goes on with one of them. Needs no
 network and no GPU.
 """
 
@@ -34,7 +34,7 @@ from transformers import (
 import minippo
 from minippo import sequence_log_prob, token_log_probs, world
 from minippo.commands import DEMO, STEPS
-from minippo.data import SHIPPED_STUDIES, load_prompts, sha256, write_jsonl
+from minippo.data import SHIPPED_STUDIES, load_prompts, sha256, write, write_jsonl
 from minippo.models import PolicyWithValue, RewardModel, frozen_copy, load_policy, load_reward_model
 from minippo.record import Recorder
 from minippo.reward_model import preference_accuracy, train_reward_model
@@ -42,7 +42,7 @@ from minippo.rollout import Responses, encode, evaluate, load_score, respond, sc
 from minippo.sft import FitConfig, train_sft
 from minippo.trainer import PPOTrainer
 
-HERE = Path(__file__).parent
+DATA = Path(__file__).parents[1] / "data"
 EOS = "<|endoftext|>"
 # gelu_pytorch_tanh is GPT-2's gelu_new in one kernel.
 SIZES = {
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["world", "runs", "studies"])
     parser.add_argument("names", nargs="*", choices=[[], *SHIPPED_STUDIES], help="of studies")
-    parser.add_argument("--out", type=Path, default=HERE, help="the folder to write to")
+    parser.add_argument("--out", type=Path, default=DATA, help="the folder to write to")
     options = parser.parse_args()
     os.environ["ACCELERATE_USE_CPU"] = "1"  # the shipped numbers are the CPU's, on every machine
     if options.what == "studies":
@@ -117,7 +117,7 @@ def build_world(out: Path) -> None:
     prompts = [rng.choice(world.PROMPTS_TRAIN) for _ in range(N_DEMONSTRATIONS)]
     responses = [world.demonstration(prompt, rng) for prompt in prompts]
     rows = [{"prompt": p, "response": r} for p, r in zip(prompts, responses, strict=True)]
-    write_jsonl(out / "demonstrations.jsonl", rows)
+    write_jsonl(out / "demonstrations.jsonl.xz", rows)
     config = FitConfig(epochs=DEMONSTRATION_EPOCHS, minibatch_size=64, learning_rate=5e-4)
     sft = GPT2LMHeadModel.from_pretrained(out / "tiny-gpt2-base", dtype=torch.float32)
     train_sft(PolicyWithValue(sft), encode(tokenizer, prompts, responses), config)
@@ -143,7 +143,7 @@ def build_world(out: Path) -> None:
         annotator,
         SEEDS["pairs"] + 1,
     )
-    write_jsonl(out / "preferences.jsonl", train)
+    write_jsonl(out / "preferences.jsonl.xz", train)
 
     say("reward model")
     torch.manual_seed(SEEDS["models"])
@@ -161,7 +161,7 @@ def build_world(out: Path) -> None:
     figures["minutes"] = round((time.time() - started) / 60, 1)
     say(json.dumps(figures["best"]))
     write_manifest(out, figures)
-    if out == HERE:
+    if out == DATA:
         write_card(figures)
     say("done")
 
@@ -169,8 +169,8 @@ def build_world(out: Path) -> None:
 def build_runs(out: Path) -> None:
     """The recorded runs that are not there yet; then the manifest lists them."""
     for name in RUNS:
-        if not (out / "runs" / f"{name}.json").exists():
-            record_run(name, out / "runs" / f"{name}.json")
+        if not (out / "runs" / f"{name}.json.xz").exists():
+            record_run(name, out / "runs" / f"{name}.json.xz")
     update_manifest(out)
 
 
@@ -178,7 +178,7 @@ def build_studies(out: Path, names: Sequence[str]) -> None:
     """The rows that are not there yet, of some studies; then the manifest lists their files."""
     torch.set_num_threads(1)  # the same numbers, however many of them run at a time
     for name in names:
-        import_module(f"studies.{name}").main(out / "studies" / f"{name}.jsonl")
+        import_module(f"studies.{name}").main(out / "studies" / f"{name}.jsonl.xz")
     update_manifest(out)
 
 
@@ -194,7 +194,8 @@ def record_run(name: str, path: Path) -> None:
     )
     recorder.record(trainer)
     trainer.train(load_prompts("prompts-train"), n_steps)
-    unfinished.rename(path)
+    write(path, unfinished.read_bytes())
+    unfinished.unlink()
     print(name, f"{path.stat().st_size:,} bytes", flush=True)
 
 
@@ -233,10 +234,17 @@ def model_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> GPT2Conf
 
 
 def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a transformers folder in float16: half the size; it is loaded as float32."""
+    """Write a transformers folder in float16, loaded as float32, and a tokenizer without blanks."""
     shutil.rmtree(folder, ignore_errors=True)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    compact(folder / "tokenizer.json")
+
+
+def compact(path: Path) -> None:
+    """The same JSON without its indentation: less than half the size."""
+    content = json.loads(path.read_bytes())
+    write(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8"))
 
 
 def make_pairs(
@@ -404,8 +412,8 @@ def update_manifest(out: Path) -> None:
 
 
 def list_files(out: Path) -> Figures:
-    """Size and sha256 of each shipped file."""
-    parts = ("*.jsonl", "tiny-gpt2-*/*", "runs/*.json", "studies/*.jsonl")
+    """Size of each shipped file, and sha256 of its content."""
+    parts = ("*.jsonl*", "tiny-gpt2-*/*", "runs/*.json.xz", "studies/*.jsonl.xz")
     files = sorted(f for part in parts for f in out.glob(part) if f.is_file())
     return {
         f.relative_to(out).as_posix(): {"bytes": f.stat().st_size, "sha256": sha256(f)}
@@ -423,10 +431,10 @@ def write_card(figures: Figures) -> None:
             for sub, x in pairs:
                 shown = f"{x:,}" if isinstance(x, int | float) else str(x)
                 rows.append(f"| {', '.join(s for s in (group, name, sub) if s)} | {shown} |")
-    card = (HERE / "README.md").read_text(encoding="utf-8")
+    card = (DATA / "README.md").read_text(encoding="utf-8")
     begin, end = "<!-- figures -->\n", "<!-- end of figures -->"
     before, after = card.split(begin)[0], card.split(end)[1]
-    (HERE / "README.md").write_text(
+    (DATA / "README.md").write_text(
         before + begin + "\n".join(rows) + "\n" + end + after, encoding="utf-8"
     )
 

@@ -5,7 +5,6 @@ was varied, and the seed) and what came out. A case whose row is there is not ru
 that was stopped goes on where it was.
 """
 
-import json
 import math
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from minippo import world
-from minippo.data import load_prompts, read_jsonl
+from minippo.data import load_prompts, read_jsonl, write_jsonl
 from minippo.models import PolicyWithValue, frozen_copy, load_policy
 from minippo.ppo import PPOConfig
 from minippo.rollout import Score, collect, decode, encode_prompts, load_score
@@ -29,14 +28,16 @@ SEEDS = range(5)
 
 def make_rows(path: Path, cases: Iterable[Mapping[str, Any]], run: Callable[..., Row]) -> None:
     """Append {"case": case, **run(**case)} for each case that has no row yet."""
-    done = [row["case"] for row in read_jsonl(path)] if path.exists() else []
+    rows = read_jsonl(path) if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"new-{path.name}")
     for case in cases:
-        if dict(case) in done:
+        if dict(case) in [row["case"] for row in rows]:
             continue
         start = time.perf_counter()
-        row = {"case": dict(case), **run(**case)}
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rounded(row), ensure_ascii=False, allow_nan=False) + "\n")
+        rows.append(rounded({"case": dict(case), **run(**case)}))
+        write_jsonl(unfinished, rows)
+        unfinished.replace(path)
         print(path.stem, dict(case), f"{time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Build cheat_sheet.md from the lessons' summaries: `python notebooks/cheat_sheet.py`.
+"""Build cheat_sheet.md from the lessons' summaries: `python tools/cheat_sheet.py`.
 
 Every lesson ends in one table (formula, code, range, healthy value, what goes wrong) and a list of
 words. Here they stand together, to be printed; nothing is written twice.
@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-HERE = Path(__file__).parent
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 HEAD = "| formula | in code | range | healthy | what goes wrong |"
 WORD = re.compile(
     r"^- \*\*(?P<word>.+?)\*\*: (?P<means>.+?)(?=\n- |\n\n|\Z)", re.MULTILINE | re.DOTALL
@@ -26,7 +26,7 @@ def summary(path: Path) -> tuple[str, str]:
 def build() -> str:
     """The whole page."""
     tables, words = [], dict[str, tuple[str, str]]()
-    for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         title, text = summary(path)
         if HEAD not in text:
             continue
@@ -47,4 +47,4 @@ def build() -> str:
 
 
 if __name__ == "__main__":
-    (HERE / "cheat_sheet.md").write_text(build(), encoding="utf-8")
+    (NOTEBOOKS / "cheat_sheet.md").write_text(build(), encoding="utf-8")

@@ -1,6 +1,6 @@
 """What a student waits for: imports, a kernel's first forward pass, each notebook, the tests.
 
-python tests/benchmarks/startup.py [--runs 5] [--notebooks] [--tests]
+python tools/benchmarks/startup.py [--runs 5] [--notebooks] [--tests]
 
 Wall and processor seconds of fresh processes with all their children: medians of `runs` for the
 imports and the kernel, one run of each notebook and of the tests. The kernel is a Jupyter kernel

@@ -1,6 +1,6 @@
 """One PPO iteration by minippo, by TRL and by the bare tensor work: `make bench`.
 
-python tests/benchmarks/ppo_iteration.py [a b c d] [--legacy PYTHON] [--before FOLDER] [--write]
+python tools/benchmarks/ppo_iteration.py [a b c d] [--legacy PYTHON] [--before FOLDER] [--write]
 
 Each contender is a process of its own (`contenders.py`); they take turns, so that a machine whose
 speed drifts is unjust to none. Medians with their range; ratios are medians of the ratios within

@@ -1,6 +1,6 @@
 """How long an explorer takes from a moved slider to its new picture: medians over the grid.
 
-python tests/benchmarks/redraw.py
+python tools/benchmarks/redraw.py
 """
 
 import statistics
