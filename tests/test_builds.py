@@ -58,7 +58,7 @@ def test_a_study_makes_the_row_of_its_first_case_as_the_shipped_rows_are(
     (made,) = read_jsonl(tmp_path / "studies" / f"{name}.jsonl.xz")
     (shipped,) = [row for row in load_study(name) if row["case"] == made["case"]]
     assert made.keys() == shipped.keys()
-    listed = json.loads((tmp_path / "manifest.json").read_text())["files"]
+    listed = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["files"]
     assert list(listed) == [f"studies/{name}.jsonl.xz"]
 
 
@@ -84,8 +84,8 @@ def test_the_world_and_its_runs_are_built_and_can_be_loaded(monkeypatch, tmp_pat
 
     build(monkeypatch, "world", "--out", tmp_path)
     build(monkeypatch, "runs", "--out", tmp_path)
-    shipped = json.loads((data.DATA / "manifest.json").read_text())
-    made = json.loads((tmp_path / "manifest.json").read_text())
+    shipped = json.loads((data.DATA / "manifest.json").read_text(encoding="utf-8"))
+    made = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     expected = [file for file in shipped["files"] if not file.startswith("studies/")]
     assert list(made["files"]) == expected
     assert made["figures"].keys() == shipped["figures"].keys()

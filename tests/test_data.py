@@ -224,7 +224,8 @@ def test_an_altered_text_is_refused_by_its_name(folder):
 
 def test_a_damaged_packed_text_is_refused_by_its_name(folder):
     (folder / "preferences.jsonl.xz").write_bytes(lzma.compress(b"{}")[:-9])
-    (folder / "manifest.json").write_text('{"files": {"preferences.jsonl.xz": {"sha256": ""}}}')
+    listed = '{"files": {"preferences.jsonl.xz": {"sha256": ""}}}'
+    (folder / "manifest.json").write_text(listed, encoding="utf-8")
     with refuses("shipped: data/preferences.jsonl.xz", "another content"):
         load_texts("preferences")
 
