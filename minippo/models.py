@@ -111,7 +111,13 @@ class RewardModel(nn.Module):
         ).last_hidden_state
         last = attention_mask.shape[1] - 1 - attention_mask.long().flip(1).argmax(1)
         head: Any = self.body.score
-        return head(hidden[torch.arange(len(hidden)), last]).squeeze(-1).float()
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return head(hidden[rows, last]).squeeze(-1).float()
+
+
+def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where the parameters of a module are; `otherwise` for a module without any."""
+    return next((p.device for p in module.parameters()), otherwise)
 
 
 def without_dropout(model: M) -> M:

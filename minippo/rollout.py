@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from minippo._validate import check_number, check_response_mask, fail
 from minippo.kl import exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.log_probs import token_log_probs
-from minippo.models import PolicyWithValue, position_ids
+from minippo.models import PolicyWithValue, device_of, position_ids
 from minippo.responses import (
     Columns,
     Prompt,
@@ -69,7 +69,7 @@ def generate(
     """
     _check_room(policy, prompt_ids, prompt_mask, max_new_tokens, temperature, uniforms)
     model: Any = policy.language_model
-    device = next(model.parameters()).device
+    device = device_of(model, prompt_ids.device)
     prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
     uniforms = None if uniforms is None else uniforms.to(device)
     cache, cache_name = DynamicCache(config=model.config), _cache_name(model)
@@ -184,13 +184,16 @@ def evaluate(
 
     Logits are raw: callers divide by the temperature. Rollout and update both measure with this
     function, so that the first ratio is 1; the update needs no value after the last token
-    (`end_value=False`: then it is 0, and the model reads one position less per row).
+    (`end_value=False`: then it is 0, and the model reads one position less per row). The results
+    are where the responses are, wherever the policy is.
     """
     check_response_mask("evaluate", responses.mask)
+    home = responses.ids.device
+    r = responses.to(device_of(policy, home))
     # Position t predicts token t + 1: start on the prompt's last token.
-    time, length = responses.ids.shape[1], responses.tokens.shape[1] - (not end_value)
-    tokens, attention_mask = responses.tokens[:, :length], responses.attention_mask[:, :length]
-    logits, values = policy(tokens, attention_mask, keep=time + end_value)
+    time, length = r.ids.shape[1], r.tokens.shape[1] - (not end_value)
+    made = policy(r.tokens[:, :length], r.attention_mask[:, :length], keep=time + end_value)
+    logits, values = (x.to(home) for x in made)
     if not end_value:
         return logits, values, torch.zeros_like(values[:, 0])
     end_values = values.gather(1, responses.mask.sum(1, keepdim=True)).squeeze(1)

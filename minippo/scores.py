@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from minippo._validate import check_number, fail
-from minippo.models import RewardModel, load_classifier
+from minippo.models import RewardModel, device_of, load_classifier
 from minippo.responses import Columns, Responses, decode, left_pad
 
 Score = Callable[[Responses], Tensor]
@@ -214,8 +214,9 @@ def score_with(model: nn.Module) -> Score:
 
     @torch.no_grad()
     def score(responses: Responses) -> Tensor:
-        device = next(model.parameters()).device
-        return model(responses.tokens.to(device), responses.attention_mask.to(device))
+        home = responses.ids.device
+        r = responses.to(device_of(model, home))
+        return model(r.tokens, r.attention_mask).to(home)
 
     return score
 
