@@ -39,7 +39,10 @@ TESTS = {
         for name in ("advantages", "alternatives", "kl", "log_probs", "losses", "masking")
     },
     "minippo/ppo.py": ["tests/test_ppo.py", "tests/test_trainer.py"],
-    "minippo/rollout.py": ["tests/test_rollout.py", "tests/test_llama.py", "tests/test_trainer.py"],
+    "minippo/rollout.py": [
+        f"tests/test_{name}.py"
+        for name in ("rollout", "llama", "models", "memory", "shipped", "trainer")
+    ],
     "minippo/trainer.py": [
         f"tests/test_{name}.py" for name in ("trainer", "checkpoints", "faults", "memory")
     ],
