@@ -55,7 +55,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
 
 
 def test_ci_calls_the_readmes_test_command():
-    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "\nstep make test\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "\nmake test " in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
