@@ -4,6 +4,7 @@
 shape that is enforced. All errors are `ValueError` and name the caller, the argument, what it
 must be and what came. Shapes and dtypes are checked always; the contents of a tensor only on
 the CPU, because looking at them on an accelerator would make the program wait for the device.
+The trainer checks a rollout once, at the door: inside `update` nothing is checked again.
 """
 
 import functools
@@ -11,7 +12,9 @@ import inspect
 import math
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
@@ -19,6 +22,17 @@ from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_DONE = ContextVar("_DONE", default=False)  # what comes now was checked at the door
+
+
+@contextmanager
+def checked_at_the_door() -> Iterator[None]:
+    """Functions that are called in this block check nothing: their caller has, once for all."""
+    token = _DONE.set(True)
+    try:
+        yield
+    finally:
+        _DONE.reset(token)
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -29,6 +43,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _DONE.get():
+            return function(*args, **kwargs)
         sizes: dict[str, Any] = {}  # what each axis turned out to be, shared by all arguments
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             optional = type(None) in typing.get_args(annotations.get(name))
@@ -91,7 +107,7 @@ def check_number(
     caller: str, low: float, high: float = math.inf, *, above: bool = False, **values: float
 ) -> None:
     """Each value must be a finite number in [low, high], or in (low, high] with `above`."""
-    for name, value in values.items():
+    for name, value in values.items() if not _DONE.get() else ():
         if isinstance(value, bool) or not isinstance(value, int | float):
             fail(caller, name, "be a number", repr(value))
         finite = abs(value) <= sys.float_info.max  # NaN is not, nor a whole number beyond floats
@@ -101,15 +117,20 @@ def check_number(
             fail(caller, name, f"lie in {left}{low:g}, {high:g}{right}", value)
 
 
+def _contents(x: Tensor) -> bool:
+    """Whether to look at what a tensor holds."""
+    return x.device.type == "cpu" and not _DONE.get()
+
+
 def check_mask(caller: str, mask: Tensor) -> None:
     """A mask must leave at least one real token."""
-    if mask.device.type == "cpu" and not mask.any():
+    if _contents(mask) and not mask.any():
         fail(caller, "mask", "hold at least one True", f"none in shape {list(mask.shape)}")
 
 
 def check_response_mask(caller: str, mask: Tensor) -> None:
     """Each row must be ones (the real tokens, at least one) and then zeros (the padding)."""
-    if mask.device.type != "cpu" or len(mask) == 0:
+    if not _contents(mask) or len(mask) == 0:
         return
     if (bad := ~mask[:, :1].any(1)).any():
         row = int(bad.nonzero()[0])
@@ -124,7 +145,7 @@ def check_response_mask(caller: str, mask: Tensor) -> None:
 
 def check_tokens(caller: str, tokens: Tensor, vocab: int) -> None:
     """Token ids must lie inside the vocabulary."""
-    if tokens.device.type == "cpu" and tokens.numel():
+    if _contents(tokens) and tokens.numel():
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= vocab:
             fail(caller, "tokens", f"lie in [0, {vocab - 1}]", low if low < 0 else high)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 
 from minippo._validate import fail
 from minippo.data import sha256
+from minippo.hub import no_progress_bars
 
 STATE = "trainer.json"  # its presence makes a folder a checkpoint of ours
 TENSORS = "trainer.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
+REFERENCE = "reference."  # before the names of its tensors
 State = dict[str, Any]
 
 
@@ -95,28 +98,65 @@ def read_checkpoint(folder: Path) -> tuple[State, dict[str, Tensor]]:
     return state, load_file(folder / TENSORS)
 
 
-def pack(parameters: Mapping[str, Tensor], optimizer: Any) -> tuple[dict[str, Tensor], int]:
-    """Parameters and Adam's moments by name, and the number of steps that Adam has taken."""
-    tensors, steps = {}, 0
-    for name, p in parameters.items():
+def save(trainer: Any, folder: Path) -> None:
+    """What `PPOTrainer.save` writes: parameters that learn, Adam's moments, and its state."""
+    tensors, steps = dict[str, Tensor](), 0
+    for name, p in _learning(trainer).items():
         tensors[f"parameter.{name}"] = p
-        if state := optimizer.state.get(p):
-            steps = int(state["step"])
-            tensors |= {f"{key}.{name}": state[key] for key in MOMENTS}
-    return tensors, steps
+        if moments := trainer.optimizer.state.get(p):
+            steps = int(moments["step"])
+            tensors |= {f"{key}.{name}": moments[key] for key in MOMENTS}
+    renewed = bool(trainer.config.reference_update_every)
+    if renewed and trainer.reference is not None:
+        tensors |= {f"{REFERENCE}{k}": x for k, x in trainer.reference.state_dict().items()}
+    state = {
+        "config": asdict(trainer.config),
+        "reference": None if renewed else trainer.reference_hash,
+        "history": trainer.history,
+        "n_rollouts": trainer.n_rollouts,
+        "optimizer_steps": steps,
+        "kl_controller": trainer.kl_controller.coef,
+        "penalty_controller": trainer.penalty_controller.coef,
+        "generator": bytes(trainer.generator.get_state().tolist()).hex(),
+    }
+
+    def write_model(made: Path) -> None:
+        with no_progress_bars():
+            trainer.policy.language_model.save_pretrained(made)
+        trainer.tokenizer.save_pretrained(made)
+
+    write_checkpoint(folder, write_model, tensors, state)
 
 
 @torch.no_grad()
-def unpack(
-    tensors: Mapping[str, Tensor], steps: int, parameters: Mapping[str, Tensor], optimizer: Any
-) -> None:
-    """The opposite of `pack`, in place."""
-    for name, p in parameters.items():
+def resume(trainer: Any, folder: Path) -> None:
+    """What `PPOTrainer.resume` takes over from `save`."""
+    state, tensors = read_checkpoint(folder)
+    then, now = state["config"], asdict(trainer.config)
+    if changed := [f"{name}={then.get(name)}" for name in now if then.get(name) != now[name]]:
+        must = f"be the checkpoint's ({', '.join(changed)})"
+        fail("PPOTrainer.resume", "config", must, "another")
+    if state["reference"] not in (None, trainer.reference_hash):
+        fail("PPOTrainer.resume", "reference", "be the one that the run began with", "another")
+    for name, p in _learning(trainer).items():
         p.copy_(tensors[f"parameter.{name}"])
         if f"exp_avg.{name}" in tensors:
             moments = {key: tensors[f"{key}.{name}"].to(p.device) for key in MOMENTS}
-            step = torch.tensor(float(steps), device=p.device)
-            optimizer.state[p] = {"step": step, **moments}
+            step = torch.tensor(float(state["optimizer_steps"]), device=p.device)
+            trainer.optimizer.state[p] = {"step": step, **moments}
+    if state["reference"] is None and trainer.reference is not None:
+        own = {k.removeprefix(REFERENCE): x for k, x in tensors.items() if k.startswith(REFERENCE)}
+        trainer.reference.load_state_dict(own)
+    trainer.history, trainer.n_rollouts = state["history"], state["n_rollouts"]
+    trainer.within_step = False
+    trainer.kl_controller.coef = state["kl_controller"]
+    trainer.penalty_controller.coef = state["penalty_controller"]
+    generator = torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8)
+    trainer.generator.set_state(generator)
+
+
+def _learning(trainer: Any) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in trainer.policy.named_parameters() if p.requires_grad}
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -35,17 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.command == "grade":
-        from minippo import grade
+        from minippo.grading import grade
 
         return grade.main(options)
     if options.command == "homework":
-        from minippo import homework
+        from minippo.grading import homework
 
         return homework.main(options)
+    if options.command == "demo":
+        from minippo.course.demo import demo
+
+        return demo(options.seed, options.output)
     from minippo import commands
 
-    if options.command == "demo":
-        return commands.demo(options.seed, options.output)
     return commands.train(*commands.train_options(rest))
 
 

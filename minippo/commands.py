@@ -1,33 +1,26 @@
-"""What `minippo demo` and `minippo train` do; the command line that calls them is `minippo.cli`."""
+"""What `minippo train` does; the command line that calls it is `minippo.cli`."""
 
 import argparse
 import importlib
 import importlib.util
-import json
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from minippo import kl_k1, plots, world
 from minippo._validate import fail
-from minippo.data import DATA, load_prompts
-from minippo.models import PolicyWithValue, frozen_copy, load_policy
+from minippo.data import load_prompts
+from minippo.models import frozen_copy, load_policy
 from minippo.options import add_options, take
 from minippo.ppo import PPOConfig
-from minippo.rollout import Rollout, Score, collect, decode, encode_prompts, load_score, text_score
+from minippo.scores import Score, load_score, text_score
 from minippo.trainer import STATE, PPOTrainer, Stats
-
-STEPS = 18  # of the demo
-# lam = 1 is Monte Carlo: the value head of so small a model is too weak to bootstrap from.
-DEMO = PPOConfig(lam=1.0, total_steps=STEPS)
 
 
 @dataclass
@@ -55,83 +48,10 @@ class TrainArguments:
     """tensorboard, wandb, ..."""
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """transformers says nothing below an error, and draws no bars."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-# ---- demo --------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def examine(
-    policy: PolicyWithValue,
-    reference: PolicyWithValue,
-    tokenizer: PreTrainedTokenizerBase,
-    score: Score,
-    *,
-    per_prompt: int = 7,
-) -> tuple[list[tuple[str, str]], dict[str, float]]:
-    """Answers to the held-out prompts, always with the same random numbers, and their figures."""
-    prompts = [prompt for prompt in world.PROMPTS_HELD_OUT for _ in range(per_prompt)]
-    uniforms = torch.rand(len(prompts), 40, generator=torch.Generator().manual_seed(0))
-    ids, mask = encode_prompts(tokenizer, prompts)
-    rollout: Rollout = collect(
-        policy,
-        reference,
-        score,
-        ids,
-        mask,
-        max_new_tokens=40,
-        eos_token_id=tokenizer.eos_token_id,
-        uniforms=uniforms,
-        chunk_size=64,
-    )
-    texts = list(zip(prompts, decode(tokenizer, rollout.responses)[1], strict=True))
-    kl = kl_k1(rollout.log_probs, rollout.ref_log_probs).sum(1)
-    return texts, {
-        "gold": sum(world.gold(p, r) for p, r in texts) / len(texts),
-        "proxy": float(rollout.scores.mean()),
-        "kl": float(kl.mean()),
-    }
-
-
-def demo(seed: int, output: Path) -> int:
-    """Train the shipped model, print before and after, draw the run; the exit code."""
-    _quiet()
-    policy, tokenizer = load_policy("tiny-gpt2-sft")
-    reference = frozen_copy(policy)
-    score = load_score("tiny-gpt2-reward", tokenizer)
-    before, first = examine(policy, reference, tokenizer, score)
-    config = replace(DEMO, seed=seed)
-    print(f"PPO on tiny-gpt2-sft, {STEPS} steps of {config.rollout_size} responses, judged by "
-          "tiny-gpt2-reward alone.")  # fmt: skip
-    trainer = PPOTrainer(policy, reference, score, tokenizer, config)
-    trainer.train(load_prompts("prompts-train"), STEPS)
-    after, last = examine(policy, reference, tokenizer, score)
-
-    for i in range(0, len(before), len(before) // 6):
-        print(f"\n{before[i][0]}\n  before:{before[i][1]}\n  after: {after[i][1]}")
-    manifest = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))
-    best = manifest["figures"]["best"]["gold"]
-    share = (last["gold"] - first["gold"]) / (best - first["gold"])
-    print(f"\n{f'{len(before)} responses to held-out prompts':38}{'before':>8}{'after':>8}")
-    for name, label in (
-        ("gold", f"gold reward (hidden; best {best:.2f})"),
-        ("proxy", "proxy reward (what PPO was paid)"),
-        ("kl", "KL to the first policy, nats/response"),
-    ):
-        print(f"{label:38}{first[name]:8.2f}{last[name]:8.2f}")
-    print(f"gold rose by {share:.0%} of the way to the best")
-    output.mkdir(parents=True, exist_ok=True)
-    picture = output / "run.png"
-    title = f"PPO on a 1 M GPT-2: gold reward {first['gold']:.2f} to {last['gold']:.2f}"
-    picture.write_bytes(plots.png(plots.training_run(trainer.history, title=title)))
-    print(f"picture: {picture}")
-    return 0
-
-
-# ---- train -------------------------------------------------------------------------------------
 
 
 def train_options(arguments: Sequence[str]) -> tuple[TrainArguments, PPOConfig]:
@@ -148,7 +68,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainArguments, PPOConfig]:
 
 def train(options: TrainArguments, config: PPOConfig) -> int:
     """What `minippo train` does once its options are understood; the exit code."""
-    _quiet()
+    quiet()
     folder = Path(options.output)
     found = (folder / STATE).exists() or folder.with_name(f"{folder.name}.previous").exists()
     if found and not options.resume:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minippo._validate import fail
+from minippo.hub import ask_for_dataset
 
 _PACKAGE = Path(__file__).parent
 # The wheel carries the folder inside the package; in a checkout it stands beside it.
@@ -147,8 +148,8 @@ def _load_table(place: str) -> Any:
     if path.is_file() and not path.stat().st_size:
         fail("load_prompts", path.name, "hold at least one prompt", "an empty file")
     if not path.exists():
-        _ask_hub(place)
-    import datasets  # here: it costs a second, and few need it
+        ask_for_dataset(place)
+    import datasets  # imported lazily: takes a second and is rarely needed
 
     options = {"data_files": place} if path.is_file() else {}
     try:
@@ -156,22 +157,3 @@ def _load_table(place: str) -> Any:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
         fail("load_prompts", "source", "be a table that datasets can read", f"{place} ({reason})")
-
-
-def _ask_hub(name: str) -> None:
-    """One request without retries, as for models; HF_HUB_OFFLINE=1 leaves it to the cache."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    try:
-        HfApi().dataset_info(name, timeout=3)
-    except OfflineModeIsEnabled:
-        pass  # load_dataset then looks into its cache alone
-    except Exception as error:  # the hub's, the network's and the proxy's errors share no base
-        must = (
-            "be a file or folder that exists, or a data set that the Hugging Face hub can deliver "
-            "now (offline: HF_HUB_OFFLINE=1 takes the one that was downloaded before)"
-        )
-        raise ValueError(
-            f"load_prompts: source must {must}, got '{name}' ({type(error).__name__})."
-        ) from error

@@ -6,27 +6,22 @@ configuration says 0.1, and then the ratio would differ from 1 before anything w
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from minippo._validate import check_number, checked, fail
 from minippo.data import SHIPPED_MODELS, shipped
+from minippo.hub import find_model, load_pretrained
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -131,18 +126,6 @@ def without_dropout(model: M) -> M:
     return model
 
 
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """transformers draws bars for loading and saving, which take no time here."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def frozen_copy(module: M) -> M:
     """The reference: a copy in eval mode that receives no gradients."""
     return copy.deepcopy(module).eval().requires_grad_(False)
@@ -164,8 +147,7 @@ def load_policy(
         ValueError: no such model here, and the hub cannot be reached (found out in under 5 s);
             a folder without safetensors; more tokens in the tokenizer than in the model.
     """
-    path = find_model("load_policy", name)
-    model, tokenizer = _load(AutoModelForCausalLM, path)
+    model, tokenizer = _load("load_policy", AutoModelForCausalLM, name)
     if lora is not None:
         from peft import LoraConfig, get_peft_model  # an extra
 
@@ -186,55 +168,10 @@ def load_reward_model(name: str | Path) -> tuple[RewardModel, PreTrainedTokenize
 
 def load_classifier(caller: str, name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """A sequence classifier as transformers has it, with its own tokenizer. See `load_policy`."""
-    return _load(AutoModelForSequenceClassification, find_model(caller, name))
+    return _load(caller, AutoModelForSequenceClassification, name)
 
 
-def find_model(caller: str, name: str | Path) -> str:
-    """A local folder for a shipped name, a path or a cached model; else a name the hub knows."""
+def _load(caller: str, kind: Any, name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     if name in SHIPPED_MODELS:
-        return str(shipped(str(name)))
-    folder = Path(name)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(str(name), local_files_only=True))
-        except (HFValidationError, LocalEntryNotFoundError):
-            return _ask_hub(caller, str(name))
-        if not all(any(folder.glob(kind)) for kind in ("*.safetensors", "config.json")):
-            return _ask_hub(caller, str(name))  # the cache holds only a part of it
-    if not any(folder.glob("*.safetensors")):
-        fail(caller, "name", "be a folder with safetensors (nothing is unpickled)", str(name))
-    return str(folder)
-
-
-def _ask_hub(caller: str, name: str) -> str:
-    """One request without retries: left to themselves, the libraries try for 23 to 46 seconds."""
-    try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=3)
-    except Exception as error:  # the hub's, the network's and the proxy's errors share no base
-        must = (
-            f"be a shipped model ({', '.join(SHIPPED_MODELS)}), a local folder, or a model that "
-            "the Hugging Face hub can deliver now (offline: download it once where there is a "
-            "network, then pass its folder)"
-        )
-        raise ValueError(
-            f"{caller}: name must {must}, got '{name}' ({type(error).__name__})."
-        ) from error
-    return name
-
-
-def _load(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    # With peft installed, the Auto classes would also ask the hub for an adapter.
-    here = {"local_files_only": Path(path).is_dir()}
-    # None, the default, would ask on the terminal whether to run a folder's own Python.
-    local = {**here, "trust_remote_code": False}
-    with no_progress_bars():
-        model = kind.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, adapter_kwargs=here, **local
-        )
-    tokenizer = AutoTokenizer.from_pretrained(path, **local)
-    if tokenizer.eos_token_id is None and kind is AutoModelForCausalLM:
-        fail("load", f"the tokenizer of {path}", "have an end-of-text token", "none")
-    if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
-        must = f"have no more tokens than the model has embeddings ({rows})"
-        fail("load", f"the tokenizer of {path}", must, len(tokenizer))
-    return model, tokenizer
+        return load_pretrained(caller, kind, str(shipped(str(name))))
+    return load_pretrained(caller, kind, find_model(caller, name, SHIPPED_MODELS))

@@ -21,9 +21,10 @@ from minippo.losses import (
     penalty_surrogate,
     probability_ratio,
     value_loss,
-)
+)  # fmt: skip
 from minippo.masking import whiten
-from minippo.rollout import KL_ESTIMATORS, Rollout, evaluate, reference_logits
+from minippo.responses import Rollout
+from minippo.rollout import KL_ESTIMATORS, evaluate, reference_logits
 
 Stats = dict[str, float]
 
@@ -160,24 +161,26 @@ class PPOConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        if self.minibatch_size > self.rollout_size:
-            must = f"be at most rollout_size ({self.rollout_size})"
-            fail("PPOConfig", "minibatch_size", must, self.minibatch_size)
-        if self.ratio_level == "sequence" and self.advantage_level == "token":
-            must = "be 'sequence' where ratio_level is: one ratio has one advantage"
-            fail("PPOConfig", "advantage_level", must, "'token'")
-        if self.bootstrap_truncated and self.missing_eos_penalty:
-            must = "be 0 with bootstrap_truncated: a value replaces the score that is punished"
-            fail("PPOConfig", "missing_eos_penalty", must, self.missing_eos_penalty)
-        if self.bootstrap_truncated and self.advantage_level == "sequence":
-            must = "be False at the sequence level: one action has no next state"
-            fail("PPOConfig", "bootstrap_truncated", must, "True")
-        if self.kl_target is not None and not (self.kl_coef or self.kl_loss_coef):
-            must = "be above 0 with kl_target: there is no coefficient to adapt"
-            fail("PPOConfig", "kl_coef or kl_loss_coef", must, 0)
-        if self.kl_target is not None and self.rollout_size >= 5 * self.kl_horizon:
-            must = f"be more than rollout_size / 5 ({self.rollout_size / 5:g})"
-            fail("PPOConfig", "kl_horizon", must, self.kl_horizon)
+        n, per_response = self.rollout_size, self.advantage_level == "sequence"
+        adapts, truncation = self.kl_target is not None, self.bootstrap_truncated
+        wrong = [
+            (self.minibatch_size > n,
+             "minibatch_size", f"be at most rollout_size ({n})", self.minibatch_size),
+            (self.ratio_level == "sequence" and not per_response, "advantage_level",
+             "be 'sequence' where ratio_level is: one ratio has one advantage", "'token'"),
+            (truncation and self.missing_eos_penalty > 0, "missing_eos_penalty",
+             "be 0 with bootstrap_truncated: a value replaces the score that is punished",
+             self.missing_eos_penalty),
+            (truncation and per_response, "bootstrap_truncated",
+             "be False at the sequence level: one action has no next state", "True"),
+            (adapts and not (self.kl_coef or self.kl_loss_coef), "kl_coef or kl_loss_coef",
+             "be above 0 with kl_target: there is no coefficient to adapt", 0),
+            (adapts and n >= 5 * self.kl_horizon,
+             "kl_horizon", f"be more than rollout_size / 5 ({n / 5:g})", self.kl_horizon),
+        ]  # fmt: skip
+        for is_wrong, name, must, came in wrong:
+            if is_wrong:
+                fail("PPOConfig", name, must, came)
 
     @property
     def clip_band(self) -> ClipRange:
@@ -194,19 +197,13 @@ class PPOConfig:
         between renewals the ratio starts away from 1, and the KL forgets the first policy.
         """
         sketch: dict[str, object] = {
-            "advantage_level": "sequence",
-            "ratio_level": "sequence",
-            "ratio_to": "reference",
-            "reference_update_every": 1,
-            "kl_coef": 0.0,
-            "kl_loss_coef": 0.05,
-            "kl_loss_estimator": "k2",
-            "value_coef": 0.5,
-            "value_clip_range": None,
+            "advantage_level": "sequence", "ratio_level": "sequence", "ratio_to": "reference",
+            "reference_update_every": 1, "kl_coef": 0.0, "kl_loss_coef": 0.05,
+            "kl_loss_estimator": "k2", "value_coef": 0.5, "value_clip_range": None,
             "entropy_coef": 0.01,
             # A response's ratio is the product of its tokens': at 1e-3 it overflows in a few steps.
             "learning_rate": 2e-4,
-        }
+        }  # fmt: skip
         return cls(**(sketch | changes))  # type: ignore[arg-type]
 
 
@@ -318,7 +315,12 @@ def ppo_loss(
     loss = parts["policy_loss"] + config.value_coef * parts["value_loss"]
     loss = loss - config.entropy_coef * parts["entropy"]
     if kl_loss_coef:
-        kl = _reference_kl(log_probs, logits, batch, config, policy, reference)
+        if config.kl_loss_estimator == "exact":
+            ref_logits = reference_logits(policy, reference, batch.responses)
+            kl = exact_kl(logits, ref_logits, temperature=config.temperature)
+        else:
+            ref_log_probs = where(mask, batch.ref_log_probs, 0.0)
+            kl = KL_ESTIMATORS[config.kl_loss_estimator](log_probs, ref_log_probs)
         parts["kl_loss"] = token_mean(kl)
         loss = loss + kl_loss_coef * parts["kl_loss"]
     parts |= {
@@ -383,21 +385,6 @@ def _entropies(logits: Tensor, config: PPOConfig) -> Tensor:
     """
     with torch.set_grad_enabled(config.entropy_coef > 0):
         return torch.cat([entropy(z, temperature=config.temperature) for z in logits.split(1)])
-
-
-def _reference_kl(
-    log_probs: Tensor,
-    logits: Tensor,
-    batch: Rollout,
-    config: PPOConfig,
-    policy: nn.Module,
-    reference: nn.Module | None,
-) -> Tensor:
-    if config.kl_loss_estimator == "exact":
-        ref_logits = reference_logits(policy, reference, batch.responses)
-        return exact_kl(logits, ref_logits, temperature=config.temperature)
-    ref_log_probs = where(batch.mask, batch.ref_log_probs, 0.0)
-    return KL_ESTIMATORS[config.kl_loss_estimator](log_probs, ref_log_probs)
 
 
 # ---- what a step reports -----------------------------------------------------------------------

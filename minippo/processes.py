@@ -9,9 +9,8 @@ from accelerate.utils import gather, gather_object, pad_across_processes
 from torch import Tensor
 
 from minippo._validate import fail
+from minippo.ppo import Stats
 from minippo.responses import Responses, Rollout
-
-Stats = dict[str, float]
 
 
 def share(accelerator: Accelerator, n: int) -> slice:

@@ -162,13 +162,11 @@ def left_pad(
     """
     if not rows:
         fail("left_pad", "rows", "hold at least one row", "none")
-    if not all(len(row) for row in rows):
-        number = next(i for i, row in enumerate(rows) if not len(row))
-        fail("left_pad", f"row {number}", "hold at least one token", "none")
-    width = max(map(len, rows))
+    if 0 in (lengths := [len(row) for row in rows]):
+        fail("left_pad", f"row {lengths.index(0)}", "hold at least one token", "none")
+    width = max(lengths)
     ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(width) >= width - lengths.unsqueeze(1)
+    return ids, torch.arange(width) >= width - torch.tensor(lengths).unsqueeze(1)
 
 
 @checked
@@ -181,8 +179,8 @@ def response_mask(ids: Int[Tensor, "batch time"], eos_token_id: int) -> Bool[Ten
     >>> response_mask(torch.tensor([[5, 0, 0], [5, 6, 7]]), eos_token_id=0).tolist()
     [[True, True, False], [True, True, True]]
     """
-    ended = (ids == eos_token_id).long().cumsum(1) - (ids == eos_token_id).long()
-    return ended == 0  # no EOS before this column
+    is_eos = (ids == eos_token_id).long()
+    return is_eos.cumsum(1) == is_eos  # no EOS before this column
 
 
 def split_columns(prompts: Sequence[Prompt]) -> tuple[list[str], Columns]:
@@ -193,14 +191,14 @@ def split_columns(prompts: Sequence[Prompt]) -> tuple[list[str], Columns]:
     """
     if isinstance(prompts, str) or not prompts or isinstance(prompts[0], str):
         return list(texts_of("encode_prompts", prompts)), {}
+    names, columns = list(prompts[0]), dict[str, list[Any]]()
     for number, row in enumerate(prompts):
-        if not isinstance(row, Mapping) or "prompt" not in row or set(row) != set(prompts[0]):
-            must = f"be a mapping with the columns {', '.join(prompts[0])} ('prompt' among them)"
+        if not isinstance(row, Mapping) or "prompt" not in row or set(row) != set(names):
+            must = f"be a mapping with the columns {', '.join(names)} ('prompt' among them)"
             fail("encode_prompts", f"row {number}", must, repr(row)[:60])
-    names = [name for name in prompts[0] if name != "prompt"]
-    texts = [row["prompt"] for row in prompts if isinstance(row, Mapping)]
-    columns = {name: [row[name] for row in prompts] for name in names}  # type: ignore[index]
-    return list(texts_of("encode_prompts", texts)), columns
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return list(texts_of("encode_prompts", columns.pop("prompt"))), columns
 
 
 def encode_prompts(
@@ -241,8 +239,8 @@ def decode(tokenizer: PreTrainedTokenizerBase, responses: Responses) -> tuple[li
         rows = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
         return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
-    r = responses
-    return texts(r.prompt_ids, r.prompt_mask), texts(r.ids, r.mask)
+    prompts = texts(responses.prompt_ids, responses.prompt_mask)
+    return prompts, texts(responses.ids, responses.mask)
 
 
 def texts_of(caller: str, texts: Sequence[Any]) -> Sequence[str]:

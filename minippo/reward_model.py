@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from minippo._validate import checked, fail
 from minippo.losses import bradley_terry_loss
 from minippo.models import RewardModel
-from minippo.rollout import Responses
+from minippo.responses import Responses
 from minippo.sft import FitConfig, fit
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from minippo._validate import check_number, check_response_mask, fail
+from minippo._validate import check_number, check_response_mask, checked_at_the_door, fail
 from minippo.kl import exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.log_probs import token_log_probs
 from minippo.models import PolicyWithValue, device_of, position_ids
@@ -24,18 +24,14 @@ from minippo.responses import (
     Responses,
     Rollout,
     decode,
-    encode,
     encode_prompts,
-    left_pad,
     response_mask,
-)
-from minippo.scores import Score, check_scores, ensemble_score, load_score, score_with, text_score
+)  # fmt: skip  # isort: skip
+from minippo.scores import Score, check_scores
 
-__all__ = [  # with what moved to `responses` and `scores`
-    "KL_ESTIMATORS", "Prompt", "Responses", "Rollout", "Score", "check_scores", "collect", "decode",
-    "encode", "encode_prompts", "ensemble_score", "evaluate", "generate", "left_pad", "load_score",
-    "reference_logits", "respond", "response_mask", "score_with", "text_score",
-]  # fmt: skip
+# What moved, by the address it had.
+from minippo.responses import encode, left_pad  # noqa: F401  # isort: skip
+from minippo.scores import ensemble_score, load_score, score_with, text_score  # noqa: F401  # isort: skip
 
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
@@ -67,7 +63,8 @@ def generate(
     Raises:
         ValueError: prompt and response would exceed the model's positions.
     """
-    _check_room(policy, prompt_ids, prompt_mask, max_new_tokens, temperature, uniforms)
+    check_number("generate", 0, above=True, temperature=temperature)
+    _check_room(policy, prompt_mask, max_new_tokens, uniforms)
     model: Any = policy.language_model
     device = device_of(model, prompt_ids.device)
     prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
@@ -103,22 +100,13 @@ def generate(
     return Responses(prompt_ids, prompt_mask, torch.where(real, ids, eos_token_id), real)
 
 
-def _check_room(
-    policy: PolicyWithValue,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    uniforms: Tensor | None,
-) -> None:
-    check_number("generate", 1, max_new_tokens=max_new_tokens)
-    check_number("generate", 0, above=True, temperature=temperature)
-    if uniforms is not None and uniforms.shape != (len(prompt_ids), max_new_tokens):
-        must = f"have shape [{len(prompt_ids)}, {max_new_tokens}]"
-        fail("generate", "uniforms", must, list(uniforms.shape))
-    longest, limit = int(prompt_mask.sum(1).max()), policy.context_length
-    if limit is not None and longest + max_new_tokens > limit:
-        must = f"leave room for max_new_tokens={max_new_tokens} in {limit} positions"
+def _check_room(policy: PolicyWithValue, mask: Tensor, n: int, uniforms: Tensor | None) -> None:
+    check_number("generate", 1, max_new_tokens=n)
+    if uniforms is not None and uniforms.shape != (len(mask), n):
+        fail("generate", "uniforms", f"have shape [{len(mask)}, {n}]", list(uniforms.shape))
+    longest, limit = int(mask.sum(1).max()), policy.context_length
+    if limit is not None and longest + n > limit:
+        must = f"leave room for max_new_tokens={n} in {limit} positions"
         fail("generate", "prompt_ids", must, f"a prompt of {longest} tokens")
 
 
@@ -271,6 +259,7 @@ def collect(
     return Rollout(responses, log_probs, ref_log_probs, values, scores, kl, truncated, bootstrap)
 
 
+@checked_at_the_door()
 def _measure(
     policy: nn.Module,
     reference: nn.Module | None,

@@ -12,27 +12,19 @@ from dataclasses import asdict
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedTokenizerBase
 
-from minippo._validate import check_response_mask, fail
-from minippo.checkpoint import (
-    STATE,
-    pack,
-    read_checkpoint,
-    tensors_hash,
-    unpack,
-    weights_hash,
-    write_checkpoint,
-)
+from minippo import checkpoint
+from minippo._validate import check_response_mask, checked_at_the_door, fail
+from minippo.checkpoint import STATE, tensors_hash, weights_hash
 from minippo.kl import AdaptiveKL, FixedKL, PenaltyKL, kl_k3
 from minippo.log_probs import token_log_probs
 from minippo.masking import masked_mean
-from minippo.models import PolicyWithValue, no_progress_bars
+from minippo.models import PolicyWithValue
 from minippo.ppo import (
     Credit,
     PPOConfig,
@@ -42,10 +34,11 @@ from minippo.ppo import (
     ppo_loss,
     scheduled_rate,
     summarise,
-)
+)  # fmt: skip
 from minippo.processes import add_up, any_process, gather_rollout, share, tracker
-from minippo.responses import Prompt, Rollout, split_columns
-from minippo.rollout import Score, collect, encode_prompts, evaluate
+from minippo.responses import Prompt, Rollout, encode_prompts, split_columns
+from minippo.rollout import collect, evaluate
+from minippo.scores import Score
 from minippo.sft import autocast, make_accelerator, progress_bar
 
 __all__ = ["STATE", "Callback", "PPOTrainer", "Stats", "weights_hash"]
@@ -104,13 +97,11 @@ class PPOTrainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.n_rollouts = 0
         coef = config.kl_coef or config.kl_loss_coef
-        self.kl_controller: FixedKL | AdaptiveKL = (
-            FixedKL(coef)
-            if config.kl_target is None
-            else AdaptiveKL(coef, target=config.kl_target, horizon=config.kl_horizon)
-        )
+        self.kl_controller: FixedKL | AdaptiveKL = FixedKL(coef)
+        if (target := config.kl_target) is not None:
+            self.kl_controller = AdaptiveKL(coef, target=target, horizon=config.kl_horizon)
         self.penalty_controller = PenaltyKL(1.0, target=config.penalty_target)
-        self._log_with, self._stop, self._within_step = log_with, False, False
+        self._log_with, self._stop, self.within_step = log_with, False, False
 
     @property
     def policy(self) -> PolicyWithValue:
@@ -168,9 +159,9 @@ class PPOTrainer:
 
     def step(self, prompts: Sequence[Prompt]) -> Stats:
         """One iteration of PPO: act, then learn from it."""
-        self._within_step = True  # stays True if a step is interrupted
+        self.within_step = True  # stays True if a step is interrupted
         stats = self.update(self.collect(prompts))
-        self._within_step = False
+        self.within_step = False
         asked = [callback(self, stats) for callback in self.callbacks]
         # One process may receive Ctrl-C before this line and another after it: they stop together,
         # or they deadlock.
@@ -220,7 +211,7 @@ class PPOTrainer:
         check_response_mask("PPOTrainer.update", rollout.mask)
         credit = self.credit(rollout)
         self.minibatch_stats = done = list[Stats]()
-        with self.learning():
+        with self.learning(), checked_at_the_door():
             for rows in minibatches(len(rollout), self.config, self.generator):
                 done.append(self.descend(self.accumulate(rollout, credit, rows)))
                 if done[-1]["stopped"]:
@@ -361,33 +352,12 @@ class PPOTrainer:
                 or failed half-way: then the checkpoint before it is the one to go on from.
             OSError: it cannot be written; what was there before is still there.
         """
-        if self._within_step:
+        if self.within_step:
             must = "save between two steps (resume from the checkpoint before)"
             fail("PPOTrainer.save", "the trainer", must, "a step that did not end")
         if self.accelerator.is_main_process:
-            tensors, steps = pack(self._trainable(), self.optimizer)
-            if self.config.reference_update_every and self.reference is not None:
-                state = self.reference.state_dict()
-                tensors |= {f"reference.{name}": x for name, x in state.items()}
-            write_checkpoint(Path(folder), self._write_model, tensors, self._state(steps))
+            checkpoint.save(self, Path(folder))
         self.accelerator.wait_for_everyone()
-
-    def _write_model(self, folder: Path) -> None:
-        with no_progress_bars():
-            self.policy.language_model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
-    def _state(self, optimizer_steps: int) -> dict[str, Any]:
-        return {
-            "config": asdict(self.config),
-            "reference": None if self.config.reference_update_every else self.reference_hash,
-            "history": self.history,
-            "n_rollouts": self.n_rollouts,
-            "optimizer_steps": optimizer_steps,
-            "kl_controller": self.kl_controller.coef,
-            "penalty_controller": self.penalty_controller.coef,
-            "generator": bytes(self.generator.get_state().tolist()).hex(),
-        }
 
     def resume(self, folder: str | Path) -> None:
         """Take over the state that `save` wrote; `train` then goes on from there.
@@ -399,27 +369,7 @@ class PPOTrainer:
             ValueError: no checkpoint there, an altered or cut-off file, another configuration or
                 another reference.
         """
-        state, tensors = read_checkpoint(Path(folder))
-        then, now = state["config"], asdict(self.config)
-        if changed := [f"{name}={then.get(name)}" for name in now if then.get(name) != now[name]]:
-            must = f"be the checkpoint's ({', '.join(changed)})"
-            fail("PPOTrainer.resume", "config", must, "another")
-        if state["reference"] not in (None, self.reference_hash):
-            fail("PPOTrainer.resume", "reference", "be the one that the run began with", "another")
-        unpack(tensors, state["optimizer_steps"], self._trainable(), self.optimizer)
-        if state["reference"] is None and self.reference is not None:
-            prefix = "reference."
-            own = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
-            self.reference.load_state_dict(own)
-        self.history, self.n_rollouts = state["history"], state["n_rollouts"]
-        self._within_step = False
-        self.kl_controller.coef = state["kl_controller"]
-        self.penalty_controller.coef = state["penalty_controller"]
-        generator = torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8)
-        self.generator.set_state(generator)
-
-    def _trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+        checkpoint.resume(self, Path(folder))
 
 
 def _batch(prompts: Sequence[Prompt], step: int, config: PPOConfig) -> list[Prompt]:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import tensor
 from torch.testing import assert_close
 
-from minippo import definitions as slow
 from minippo import (
     discounted_sum,
     explained_variance,
@@ -17,6 +16,7 @@ from minippo import (
     shape_rewards,
     td_errors,
 )
+from minippo.checks import definitions as slow
 from tests.shapes import double, refuses
 
 INF, NAN = float("inf"), float("nan")

@@ -9,7 +9,7 @@ from torch import tensor
 from torch.testing import assert_close
 
 from minippo import best_of_n_kl, dpo_loss, group_advantages, leave_one_out_advantages
-from minippo import definitions as slow
+from minippo.checks import definitions as slow
 from tests.shapes import double, refuses
 
 F64 = torch.float64

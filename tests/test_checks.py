@@ -11,9 +11,9 @@ import torch
 import minippo
 from minippo import checks
 from minippo.checks import CHECKS, Result
-from minippo.checks._cases import draws
-from minippo.checks._judge import close, failure
-from minippo.misconceptions import CATALOGUE
+from minippo.checks.engine.cases import draws
+from minippo.checks.engine.judge import close, failure
+from minippo.checks.mistakes import CATALOGUE
 
 CORE = [
     "token_log_probs", "whiten", "bradley_terry_loss", "clipped_surrogate", "value_loss", "gae",
@@ -435,7 +435,7 @@ def test_the_page_says_the_same_and_escapes():
 
 
 def test_a_solution_is_shown_after_an_attempt_or_on_asking_twice(monkeypatch):
-    monkeypatch.setattr("minippo.checks._check._ATTEMPTED", set())
+    monkeypatch.setattr("minippo.checks.engine.check._ATTEMPTED", set())
     assert "try it first" in repr(checks.solution("kl_k1"))
     assert inspect.getsource(minippo.kl_k1) == repr(checks.solution("kl_k1"))
     checks.kl_k2(lambda p, q: p - q)
@@ -447,7 +447,7 @@ def test_a_solution_is_shown_after_an_attempt_or_on_asking_twice(monkeypatch):
 
 
 def test_a_stub_is_no_attempt(monkeypatch):
-    monkeypatch.setattr("minippo.checks._check._ATTEMPTED", set())
+    monkeypatch.setattr("minippo.checks.engine.check._ATTEMPTED", set())
     checks.kl_k1(lambda p, q: None)
     assert "try it first" in repr(checks.solution("kl_k1"))
 

@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from minippo import checks
-from minippo import definitions as slow
-from minippo.misconceptions import CATALOGUE
+from minippo.checks import definitions as slow
+from minippo.checks.mistakes import CATALOGUE
 
 pytestmark = pytest.mark.usefixtures("without_hook")
 

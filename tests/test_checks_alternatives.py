@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import logsigmoid, softplus
 
 from minippo import checks
-from minippo.misconceptions import CATALOGUE
+from minippo.checks.mistakes import CATALOGUE
 
 pytestmark = pytest.mark.usefixtures("without_hook")
 

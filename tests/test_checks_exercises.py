@@ -11,10 +11,10 @@ from torch.distributions import Categorical
 
 import minippo
 from minippo import checks
-from minippo.checks import _solutions
-from minippo.enumerable import optimum, responses
-from minippo.misconceptions import CATALOGUE
+from minippo.checks import solutions
+from minippo.checks.mistakes import CATALOGUE
 from minippo.rollout import ensemble_score
+from minippo.worlds.enumerable import optimum, responses
 
 pytestmark = pytest.mark.usefixtures("without_hook")
 NAMES = [
@@ -32,28 +32,28 @@ def flawed(name, *flags):
 
 def test_solutions_by_hand():
     scores = tensor([[1.0, 2.0], [3.0, 2.0]])  # variances 1 and 0
-    assert _solutions.mean_minus_variance(scores, coef=0.5).tolist() == [1.5, 2.0]
+    assert solutions.mean_minus_variance(scores, coef=0.5).tolist() == [1.5, 2.0]
 
     new, old = tensor([[0.5, 0.5, 9.0]]).log(), tensor([[0.25, 0.2, 1.0]]).log()
     mask = tensor([[True, True, False]])
-    assert _solutions.sequence_ratio(new, old, mask).item() == pytest.approx(5.0)
+    assert solutions.sequence_ratio(new, old, mask).item() == pytest.approx(5.0)
 
     logits = tensor([[[0.5, 0.5], [1.0, 0.0], [0.1, 0.9]]]).log()
-    assert _solutions.entropy_bonus(logits, mask).item() == pytest.approx(0.34657, abs=1e-5)
+    assert solutions.entropy_bonus(logits, mask).item() == pytest.approx(0.34657, abs=1e-5)
 
     parts = tensor([1.0, 10.0, 100.0, 1000.0])
-    assert _solutions.combined_loss(*parts, c1=0.5, c2=0.25, c3=2.0).item() == 1 + 5 - 25 + 2000
+    assert solutions.combined_loss(*parts, c1=0.5, c2=0.25, c3=2.0).item() == 1 + 5 - 25 + 2000
 
-    found = _solutions.optimal_policy(tensor([0.5, 0.5]).log(), tensor([0.0, 1.0]), beta=0.5)
+    found = solutions.optimal_policy(tensor([0.5, 0.5]).log(), tensor([0.0, 1.0]), beta=0.5)
     assert found.exp().tolist() == pytest.approx([0.11920, 0.88080], abs=1e-5)
 
     # Two micro-batches of one row, with one real token and with three: (4 + 0 + 0 + 0) / 4.
     losses = tensor([[[4.0, 9.0, 9.0]], [[0.0, 0.0, 0.0]]])
     real = tensor([[[True, False, False]], [[True, True, True]]])
-    assert _solutions.accumulated_loss(losses, real).item() == 1.0
+    assert solutions.accumulated_loss(losses, real).item() == 1.0
 
     new, old = tensor([[0.5, 0.1, 9.0]]).log(), tensor([[0.4, 0.2, 1.0]]).log()
-    error = _solutions.first_ratio_error(new, old, tensor([[True, True, False]]))
+    error = solutions.first_ratio_error(new, old, tensor([[True, True, False]]))
     assert error.item() == pytest.approx(0.5)
 
 
@@ -61,19 +61,19 @@ def test_they_agree_with_what_the_package_does():
     scores = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
     judges = [lambda _, s=s: s for s in scores]
     whole = ensemble_score(judges, how="mean_minus_variance", coef=0.7)
-    assert torch.equal(whole(responses(0)), _solutions.mean_minus_variance(scores, coef=0.7))
+    assert torch.equal(whole(responses(0)), solutions.mean_minus_variance(scores, coef=0.7))
 
     ref, rewards = torch.randn(7).log_softmax(0), torch.randn(7)
     listed = optimum(ref[None], rewards[None], beta=0.3)[0]
-    assert torch.equal(listed, _solutions.optimal_policy(ref, rewards, beta=0.3))
+    assert torch.equal(listed, solutions.optimal_policy(ref, rewards, beta=0.3))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_they_are_shown_like_every_other(name, monkeypatch):
-    monkeypatch.setattr("minippo.checks._check._ATTEMPTED", set())
+    monkeypatch.setattr("minippo.checks.engine.check._ATTEMPTED", set())
     assert name in checks.__all__
-    assert getattr(checks, name)(getattr(_solutions, name)).passed
-    assert repr(checks.solution(name)) == inspect.getsource(getattr(_solutions, name))
+    assert getattr(checks, name)(getattr(solutions, name)).passed
+    assert repr(checks.solution(name)) == inspect.getsource(getattr(solutions, name))
 
 
 def test_they_load_no_transformers():

@@ -9,8 +9,8 @@ import torch
 from torch import tensor
 
 from minippo import checks
-from minippo.checks import _solutions
-from minippo.misconceptions import CATALOGUE
+from minippo.checks import solutions
+from minippo.checks.mistakes import CATALOGUE
 
 pytestmark = pytest.mark.usefixtures("without_hook")
 
@@ -21,13 +21,13 @@ def flawed(name, *flags):
 
 def test_best_of_n_by_hand():
     proxy, gold = tensor([0.3, 0.1, 0.2]), tensor([6.0, 0.0, 3.0])
-    means = [_solutions.best_of_n_mean(proxy, gold, n).item() for n in (1, 2, 3)]
+    means = [solutions.best_of_n_mean(proxy, gold, n).item() for n in (1, 2, 3)]
     assert means == pytest.approx([3.0, 5.0, 6.0])  # n = 2: two of three sets hold the best
 
 
 def test_best_of_n_of_many_is_finite_and_rises_with_the_proxy():
     proxy = torch.randn(512, generator=torch.Generator().manual_seed(0))
-    means = [_solutions.best_of_n_mean(proxy, proxy, 2**i).item() for i in range(10)]
+    means = [solutions.best_of_n_mean(proxy, proxy, 2**i).item() for i in range(10)]
     assert means == sorted(means)
     assert means[0] == pytest.approx(proxy.mean().item(), abs=1e-6)
     assert means[-1] == pytest.approx(proxy.max().item())
@@ -36,7 +36,7 @@ def test_best_of_n_of_many_is_finite_and_rises_with_the_proxy():
 def test_distinct_n_by_hand():
     tokens = tensor([[1, 2, 1, 2], [1, 2, 9, 9]])
     mask = tensor([[True] * 4, [True, True, False, False]])
-    shares = [_solutions.distinct_n(tokens, mask, n).item() for n in (1, 2, 5)]
+    shares = [solutions.distinct_n(tokens, mask, n).item() for n in (1, 2, 5)]
     assert shares == pytest.approx([2 / 6, 2 / 4, 0.0])  # (1 2), (2 1) of four pairs
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from minippo import checks
-from minippo.misconceptions import CATALOGUE
+from minippo.checks.mistakes import CATALOGUE
 
 pytestmark = pytest.mark.usefixtures("without_hook")
 

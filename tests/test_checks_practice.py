@@ -5,18 +5,18 @@ import torch
 from torch import tensor
 
 from minippo import checks
-from minippo.checks import _solutions
-from minippo.misconceptions import CATALOGUE
+from minippo.checks import solutions
+from minippo.checks.mistakes import CATALOGUE
 
 pytestmark = pytest.mark.usefixtures("without_hook")
 
 
 def test_solutions_by_hand():
     sizes, learns = tensor([0.5, 2.0]), tensor([True, False])
-    assert _solutions.training_memory(sizes, learns, weight_bytes=4).tolist() == [8.0, 8.0]
-    assert _solutions.training_memory(sizes, learns, weight_bytes=2).tolist() == [8.0, 4.0]
+    assert solutions.training_memory(sizes, learns, weight_bytes=4).tolist() == [8.0, 8.0]
+    assert solutions.training_memory(sizes, learns, weight_bytes=2).tolist() == [8.0, 4.0]
     steps = tensor([0.0, 1.0, 2.0, 4.0, 5.0])
-    found = _solutions.learning_rates(steps, base=1.0, warmup_steps=2, total_steps=4)
+    found = solutions.learning_rates(steps, base=1.0, warmup_steps=2, total_steps=4)
     assert found.tolist() == [0.5, 0.75, 0.5, 0.0, 0.0]
 
 

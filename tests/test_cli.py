@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from minippo import cli, commands, world
+from minippo.course import demo
 from minippo.data import write_jsonl
 from minippo.models import frozen_copy, load_policy
 from minippo.options import documented
@@ -192,13 +193,13 @@ def test_the_demo_goes_most_of_the_way_to_the_best_gold_reward(seed):
 
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     reference, score = frozen_copy(policy), load_score("tiny-gpt2-reward", tokenizer)
-    before = commands.examine(policy, reference, tokenizer, score)[1]
-    trainer = PPOTrainer(policy, reference, score, tokenizer, replace(commands.DEMO, seed=seed))
-    trainer.train(list(world.PROMPTS_TRAIN), commands.STEPS, progress=False)
-    texts, after = commands.examine(policy, reference, tokenizer, score)
-    best = json.loads((commands.DATA / "manifest.json").read_text(encoding="utf-8"))["figures"][
-        "best"
-    ]["gold"]
+    before = demo.examine(policy, reference, tokenizer, score)[1]
+    trainer = PPOTrainer(policy, reference, score, tokenizer, replace(demo.DEMO, seed=seed))
+    trainer.train(list(world.PROMPTS_TRAIN), demo.STEPS, progress=False)
+    texts, after = demo.examine(policy, reference, tokenizer, score)
+    best = json.loads((demo.DATA / "manifest.json").read_text(encoding="utf-8"))["figures"]["best"][
+        "gold"
+    ]
     share = (after["gold"] - before["gold"]) / (best - before["gold"])
     print(f"seed {seed}: gold {before['gold']:.3f} to {after['gold']:.3f}, {share:.0%} of the way")
     print(f"   proxy {before['proxy']:.2f} to {after['proxy']:.2f}, KL {after['kl']:.2f}")

@@ -9,7 +9,8 @@ from studies import common
 from torch import tensor
 from torch.testing import assert_close
 
-from minippo import commands
+from minippo import commands, world
+from minippo.course import demo
 from minippo.models import frozen_copy, load_policy
 from minippo.ppo import PPOConfig
 from minippo.record import Recorder, load_run
@@ -139,11 +140,11 @@ def test_a_run_is_recorded_and_a_text_looked_at(device, tmp_path):
 
 
 def test_demo_train_and_the_studies_measure_run(device, tmp_path, monkeypatch, capsys):
-    few = replace(commands.DEMO, rollout_size=8, minibatch_size=8, max_new_tokens=4, epochs=1)
-    monkeypatch.setattr(commands, "STEPS", 1)
-    monkeypatch.setattr(commands, "DEMO", few)
-    monkeypatch.setattr(commands.world, "PROMPTS_HELD_OUT", commands.world.PROMPTS_HELD_OUT[:6])
-    assert commands.demo(0, tmp_path / "demo") == 0
+    few = replace(demo.DEMO, rollout_size=8, minibatch_size=8, max_new_tokens=4, epochs=1)
+    monkeypatch.setattr(demo, "STEPS", 1)
+    monkeypatch.setattr(demo, "DEMO", few)
+    monkeypatch.setattr(world, "PROMPTS_HELD_OUT", world.PROMPTS_HELD_OUT[:6])
+    assert demo.demo(0, tmp_path / "demo") == 0
     assert "gold rose by" in capsys.readouterr().out
     tiny.language_model().save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
@@ -156,7 +157,10 @@ def test_demo_train_and_the_studies_measure_run(device, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     options = [text for name, value in given.items() for text in (f"--{name}", value)]
     assert commands.train(*commands.train_options(options)) == 0
-    assert len(json.loads((tmp_path / "run" / "trainer.json").read_text("utf-8"))["history"]) == 1
+    assert (
+        len(json.loads((tmp_path / "run" / "trainer.json").read_text(encoding="utf-8"))["history"])
+        == 1
+    )
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     score = load_score("tiny-gpt2-reward", tokenizer)
     trainer = PPOTrainer(policy, frozen_copy(policy), score, tokenizer, few)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import minippo
-from minippo import definitions as slow
+from minippo.checks import definitions as slow
 from tests.test_validate import GOOD
 
 # Per element, by the definitions; the numbers that a call may carry besides its tensors.

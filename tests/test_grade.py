@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from minippo import grade
 from minippo.cli import main
+from minippo.grading import grade
 
 pytestmark = pytest.mark.usefixtures("without_hook")
 
@@ -36,10 +36,10 @@ def masked_mean(x, mask): os._exit(0)
 def whiten(x, mask, *, keep_mean=False): sys.exit(0)
 def gae(rewards, values, mask, *, gamma, lam): return minippo.gae(rewards, values, mask)
 def td_errors(rewards, values, mask, *, gamma):
-    from minippo.definitions import td_errors
+    from minippo.checks.definitions import td_errors
     return td_errors(rewards, values, mask, gamma)
 def value_loss(values, returns):
-    import minippo.checks._judge as judge
+    import minippo.checks.engine.judge as judge
     judge.close = lambda *_: True
     return 0 * values
 def reinforce_loss(log_probs, advantages): return torch.zeros(10**12)

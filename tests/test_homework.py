@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from minippo import homework
 from minippo.checks import CHECKS
-from minippo.checks._variant import variant
+from minippo.checks.engine.variant import variant
+from minippo.checks.mistakes import CATALOGUE
 from minippo.cli import main
-from minippo.grade import grade
-from minippo.misconceptions import CATALOGUE
+from minippo.grading import homework
+from minippo.grading.grade import grade
 
 pytestmark = pytest.mark.usefixtures("without_hook")
 CONVENTIONS = [(n, m.name) for n in CHECKS for m in CATALOGUE[n].mistakes if m.convention]

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from minippo import grade
+from minippo.grading import grade
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_hook")]
 

@@ -8,7 +8,7 @@ from torch import tensor
 from torch.testing import assert_close
 
 from minippo import AdaptiveKL, FixedKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
-from minippo import definitions as slow
+from minippo.checks import definitions as slow
 from tests.shapes import double, refuses
 
 INF, NAN = float("inf"), float("nan")

@@ -20,26 +20,23 @@ ROWS = [
     ("_validate", MATHS),
     ("log_probs masking advantages losses kl alternatives", MATHS),
     ("__init__", set()),  # `import minippo` is the mathematics
-    ("data world models", THINGS),
-    ("responses scores rollout sft reward_model", STAGES),
+    ("responses hub data models", THINGS),
+    ("scores rollout sft reward_model", STAGES),
     ("ppo processes checkpoint trainer", STAGES),
-    (
-        "definitions enumerable record plots widgets misconceptions checks diagnosis worker grade"
-        " homework options commands cli __main__",
-        EDGE,
-    ),
+    ("options commands cli __main__", STAGES),
+    ("record worlds plots checks grading practice widgets course", EDGE),  # the folders
 ]
-# The modules of a folder may import each other.
-FOLDERS = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+FOLDERS = set(ROWS[-1][0].split())  # the modules of a folder may import each other
+IN_A_COMMAND = {"commands", "cli"}  # these import a folder, but only where a command needs it
 # Lower, or further to the left, is smaller: a total order, so there can be no cycle.
 PLACE = {name: (i, j) for i, (row, _) in enumerate(ROWS) for j, name in enumerate(row.split())}
 THIRD_PARTY = {name: allowed for row, allowed in ROWS for name in row.split()}
 
 
-def imports(source: str, modules: set[str]) -> set[str]:
-    """What a module imports, at any depth: "torch", or "minippo.kl" for one of our own."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
+def imports(source: str, modules: set[str], *, inside: bool = True) -> set[str]:
+    """What a module imports: "torch", or "minippo.kl" for one of our own; inside functions, too."""
+    found, tree = set(), ast.parse(source)
+    for node in ast.walk(tree) if inside else tree.body:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -64,12 +61,15 @@ def complaints(sources: dict[str, str]) -> list[str]:
         if name not in PLACE:
             wrong.append(f"{name} is in no layer")
             continue
+        at_the_top = imports(source, set(sources), inside=False)
         for found in sorted(imports(source, set(sources))):
             if found.startswith("minippo."):
                 target = found.removeprefix("minippo.")
                 if target not in PLACE:
                     wrong.append(f"{name} imports {target}, which is in no layer")
-                elif target == name and name in FOLDERS:
+                elif (target == name and name in FOLDERS) or (
+                    target in FOLDERS and name in IN_A_COMMAND and found not in at_the_top
+                ):
                     continue
                 elif PLACE[target] >= PLACE[name]:
                     wrong.append(f"{name} imports {target}, which is not below it")
@@ -124,6 +124,8 @@ def test_imports_go_down_or_to_the_left():
         ("ppo", "from minippo.plots import show", "ppo imports plots, which is not below it"),
         ("ppo", "from matplotlib import cm", "ppo imports matplotlib, which its layer may not"),
         ("plots", "from minippo import widgets", "plots imports widgets, which is not below it"),
+        ("trainer", "import minippo.plots", "trainer imports plots, which is not below it"),
+        ("commands", "import minippo.plots", "commands imports plots, which is not below it"),
         ("extra", "", "extra is in no layer"),
         ("__init__", "import torch", "__init__ imports torch, which its layer may not"),
         ("__init__", "from minippo.data import x", "__init__ imports data, which is not below it"),
@@ -139,6 +141,7 @@ def test_good_arrows_are_left_alone():
         "kl": "import math\nfrom minippo.losses import value_loss\nfrom jaxtyping import Float",
         "trainer": "from minippo import gae, rollout\nimport torch.nn as nn\nimport accelerate",
         "cli": "from minippo.trainer import PPOTrainer\nimport tqdm",
+        "commands": "def demo():\n    from minippo import plots",
         "__main__": "from minippo import cli",
     }
     assert complaints(good | {"rollout": "", "__init__": "from minippo.kl import kl_k1"}) == []
@@ -182,16 +185,33 @@ def test_code_lines_by_hand():
     assert code_lines(source) == 6  # x, def, a, ):, and the two of the return
 
 
-# The aim for L0 to L4 was 1,300. Checkpoints, several processes, two levels and the messages for
-# bad input made it 1,730, classifiers with tokenizers of their own and the hub's data sets 1,840:
-# the limit keeps that from growing unseen until it is brought down.
-@pytest.mark.parametrize(("first", "last", "limit"), [(1, 1, 350), (0, 5, 2050)])
-def test_the_package_stays_small(first, last, limit):
+HOUR = "responses models rollout ppo trainer".split() + ROWS[1][0].split()
+
+
+@pytest.mark.parametrize(
+    ("names", "limit"),
+    [
+        (ROWS[1][0].split(), 350),  # the mathematics
+        (HOUR, 1_300),  # what a reader of an hour reads
+        ([name for row, _ in ROWS[:-1] for name in row.split()], 2_300),  # all files at the top
+        ([*PLACE], 10_750),
+    ],
+    ids=["mathematics", "hour", "files", "package"],
+)
+def test_the_package_stays_small(names, limit):
     texts = sources()
-    counts = {
-        name: code_lines(texts[name])
-        for row, _ in ROWS[first : last + 1]
-        for name in row.split()
-        if name in texts and name not in ("world", "__init__")  # the world is reported apart
-    }
+    counts = {name: code_lines(texts[name]) for name in names if name in texts}
     assert sum(counts.values()) <= limit, counts
+
+
+def test_no_body_is_longer_than_a_screen():
+    """Forty lines of code at most, without the docstring."""
+    long = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                body = ast.Module(node.body, [])
+                if (n := code_lines(ast.unparse(body))) > 40:
+                    long.append(f"{path.name}:{node.name} has {n}")
+    assert long == []

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import tensor
 from torch.testing import assert_close
 
-from minippo import definitions as slow
 from minippo import entropy, sequence_log_prob, token_log_probs
+from minippo.checks import definitions as slow
 from tests.shapes import double, refuses
 
 INF = float("inf")

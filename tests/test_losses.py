@@ -17,7 +17,7 @@ from minippo import (
     sft_loss,
     value_loss,
 )
-from minippo import definitions as slow
+from minippo.checks import definitions as slow
 from tests.shapes import double, refuses
 
 INF, NAN = float("inf"), float("nan")

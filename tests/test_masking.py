@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import tensor
 from torch.testing import assert_close
 
-from minippo import definitions as slow
 from minippo import masked_mean, masked_var, whiten
+from minippo.checks import definitions as slow
 from tests.shapes import double, refuses
 
 INF, NAN = float("inf"), float("nan")

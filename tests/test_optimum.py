@@ -12,10 +12,10 @@ from torch import tensor
 from torch.testing import assert_close
 
 from minippo import enumerable
-from minippo.enumerable import EOS, PROMPTS, RESPONSES, SCORES, TIME
 from minippo.models import frozen_copy
 from minippo.ppo import PPOConfig
 from minippo.trainer import PPOTrainer
+from minippo.worlds.enumerable import EOS, PROMPTS, RESPONSES, SCORES, TIME
 
 slow = pytest.mark.slow
 BETA = 1.0

@@ -15,7 +15,8 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from minippo import definitions, plots
+from minippo import plots
+from minippo.checks import definitions
 from tests.test_widgets import some_rows
 
 # `plots.combined_loss` is the function of that name, and hides its module.

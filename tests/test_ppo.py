@@ -13,7 +13,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from minippo import definitions as slow
+from minippo.checks import definitions as slow
 from minippo.ppo import PPOConfig, ppo_loss
 from minippo.rollout import Responses, Rollout
 from tests.shapes import double, refuses

@@ -162,7 +162,7 @@ def test_a_kill_while_writing_leaves_the_last_file_whole(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minippo.record.os.replace", killed)
+    monkeypatch.setattr("minippo.record.recorder.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         trainer.train(tiny.PROMPTS, 2, progress=False)
     assert len(load_run(path).history) == 1

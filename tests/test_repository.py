@@ -119,7 +119,7 @@ def test_what_may_come_from_an_accelerator_is_on_the_cpu_before_it_is_made_doubl
     texts = {p: p.read_text(encoding="utf-8") for p in (ROOT / "minippo").rglob("*.py")}
     found = {p.stem: re.findall(r"(\S+)\.double\(\)", text) for p, text in texts.items()}
     elsewhere = {name: calls for name, calls in found.items() if name != "rollout" and calls}
-    assert {"distributions", "credit", "clipping", "_cases", "_observe"} <= set(elsewhere)
+    assert {"distributions", "credit", "clipping", "cases", "observe"} <= set(elsewhere)
     assert [c for calls in elsewhere.values() for c in calls if not c.endswith(".cpu()")] == []
 
 

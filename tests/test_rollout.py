@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from minippo import definitions as slow
 from minippo import token_log_probs
+from minippo.checks import definitions as slow
 from minippo.models import PolicyWithValue, frozen_copy, load_policy
 from minippo.rollout import (
     Responses,

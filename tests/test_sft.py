@@ -8,7 +8,7 @@ import torch
 from torch import nn, tensor
 from torch.testing import assert_close
 
-from minippo import definitions as slow
+from minippo.checks import definitions as slow
 from minippo.rollout import encode, encode_prompts, evaluate, generate
 from minippo.sft import FitConfig, autocast, fit, make_accelerator, train_sft
 from tests import tiny

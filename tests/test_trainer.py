@@ -10,7 +10,8 @@ import torch
 from torch import nn, tensor
 from torch.testing import assert_close
 
-from minippo import definitions as slow
+from minippo import _validate, gae
+from minippo.checks import definitions as slow
 from minippo.kl import kl_k3
 from minippo.log_probs import token_log_probs
 from minippo.ppo import PPOConfig
@@ -698,3 +699,28 @@ def test_after_an_update_the_policy_is_in_eval_mode_again():
     trainer = run(1)
     assert not trainer.policy.training
     assert isinstance(trainer.policy, nn.Module)
+
+
+# ---- what is checked, and how often
+
+
+def test_a_rollout_is_checked_once_however_many_minibatches_it_is_cut_into(monkeypatch):
+    calls, check = [], _validate._check_tensor
+    monkeypatch.setattr(_validate, "_check_tensor", lambda *a: (calls.append(a[:2]), check(*a)))
+    counts = []
+    for size in (6, 1):
+        trainer = tiny.trainer(minibatch_size=size, epochs=3, micro_batch_size=1)
+        rollout = trainer.collect(PROMPTS)
+        calls.clear()
+        trainer.update(rollout)
+        counts.append(len(calls))
+    assert counts[0] == counts[1]
+
+
+def test_what_does_not_fit_is_refused_at_the_door(without_hook):
+    trainer = tiny.trainer()
+    rollout = trainer.collect(PROMPTS)
+    with refuses("shape_rewards: kl", "float32 [6, 6]"):  # three scores, six rows
+        trainer.update(dataclasses.replace(rollout, scores=torch.zeros(3)))
+    with pytest.raises(ValueError, match=r"^gae: lam must"):  # and afterwards as before
+        gae(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1).bool(), lam=2.0)

@@ -23,9 +23,10 @@ socket.socket.connect = closed
 socket.getaddrinfo = closed
 
 import minippo
-from minippo import checks, cli, commands, gae, plots, widgets
+from minippo import checks, cli, gae, plots, widgets
+from minippo.course import demo
 from minippo.data import DATA, SHIPPED_MODELS, SHIPPED_RUNS, SHIPPED_TEXTS, load_texts, shipped
-from minippo.grade import grade
+from minippo.grading.grade import grade
 from minippo.models import load_policy, load_reward_model
 
 home = Path(minippo.__file__).parent
@@ -37,7 +38,7 @@ policy, tokenizer = load_policy("tiny-gpt2-sft")
 assert sum(p.numel() for p in policy.parameters()) > 900_000
 assert load_reward_model("tiny-gpt2-reward")[0] is not None
 
-commands.STEPS = 2
+demo.STEPS = 2
 assert cli.main(["demo", "--output", "demo"]) == 0
 assert Path("demo/run.png").read_bytes().startswith(b"\\x89PNG")
 

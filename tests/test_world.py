@@ -10,7 +10,15 @@ import jaxtyping
 import pytest
 
 from minippo import world
-from minippo.world import Annotator, Choice, Sequence, gold, gold_parts, log_prob, probability
+from minippo.worlds.reviews import (
+    Annotator,
+    Choice,
+    Sequence,
+    gold,
+    gold_parts,
+    log_prob,
+    probability,
+)
 
 BAKERY = "We tried the new bakery by the station."
 # A plain train prompt of the restaurants.

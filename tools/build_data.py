@@ -33,7 +33,7 @@ from transformers import (
 
 import minippo
 from minippo import sequence_log_prob, token_log_probs, world
-from minippo.commands import DEMO, STEPS
+from minippo.course.demo import DEMO, STEPS
 from minippo.data import SHIPPED_STUDIES, load_prompts, sha256, write, write_jsonl
 from minippo.models import PolicyWithValue, RewardModel, frozen_copy, load_policy, load_reward_model
 from minippo.record import Recorder

@@ -9,9 +9,6 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from minippo.checks._check import Check, show_solution
-from minippo.checks._result import Result, Solution
-from minippo.checks._variant import variant as make_variant
 from minippo.checks.advantages import (
     gae,
     monte_carlo_returns,
@@ -20,6 +17,9 @@ from minippo.checks.advantages import (
     td_errors,
 )
 from minippo.checks.alternatives import dpo_loss, group_advantages, leave_one_out_advantages
+from minippo.checks.engine.check import Check, show_solution
+from minippo.checks.engine.result import Result, Solution
+from minippo.checks.engine.variant import variant as make_variant
 from minippo.checks.exercises import (
     accumulated_loss,
     combined_loss,

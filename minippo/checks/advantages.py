@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import minippo
-from minippo import definitions
-from minippo.checks._cases import Case, Draw, each
-from minippo.checks._check import Check
+from minippo.checks import definitions
+from minippo.checks.engine.cases import Case, Draw, each
+from minippo.checks.engine.check import Check
 
 
 def _padded(draw: Draw, names: str, note: str = "", **others: Any) -> Iterator[Case]:

@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from minippo import definitions
-from minippo.checks import _solutions
-from minippo.checks._cases import Case, Draw, Nested
-from minippo.checks._check import Check
+from minippo.checks import definitions, solutions
+from minippo.checks.engine.cases import Case, Draw, Nested
+from minippo.checks.engine.check import Check
 
 
 def _ensemble_cases(draw: Draw) -> Iterator[Case]:
@@ -23,7 +22,7 @@ def _ensemble_cases(draw: Draw) -> Iterator[Case]:
 
 
 mean_minus_variance = Check(
-    reference=_solutions.mean_minus_variance,
+    reference=solutions.mean_minus_variance,
     definition=definitions.mean_minus_variance,
     cases=_ensemble_cases,
 )
@@ -44,7 +43,7 @@ def _ratio_cases(draw: Draw) -> Iterator[Case]:
 
 
 sequence_ratio = Check(
-    reference=_solutions.sequence_ratio,
+    reference=solutions.sequence_ratio,
     definition=definitions.sequence_ratio,
     cases=_ratio_cases,
     slopes=("log_probs",),
@@ -67,7 +66,7 @@ def _entropy_cases(draw: Draw) -> Iterator[Case]:
 
 
 entropy_bonus = Check(
-    reference=_solutions.entropy_bonus,
+    reference=solutions.entropy_bonus,
     definition=definitions.entropy_bonus,
     cases=_entropy_cases,
     slopes=("logits",),
@@ -98,7 +97,7 @@ def _combined_cases(draw: Draw) -> Iterator[Case]:
 
 
 combined_loss = Check(
-    reference=_solutions.combined_loss,
+    reference=solutions.combined_loss,
     definition=_combined,
     cases=_combined_cases,
     slopes=PARTS,
@@ -127,7 +126,7 @@ def _optimum_cases(draw: Draw) -> Iterator[Case]:
 
 
 optimal_policy = Check(
-    reference=_solutions.optimal_policy, definition=definitions.optimal_policy, cases=_optimum_cases
+    reference=solutions.optimal_policy, definition=definitions.optimal_policy, cases=_optimum_cases
 )
 
 
@@ -150,7 +149,7 @@ def _accumulated_cases(draw: Draw) -> Iterator[Case]:
 
 
 accumulated_loss = Check(
-    reference=_solutions.accumulated_loss,
+    reference=solutions.accumulated_loss,
     definition=definitions.accumulated_loss,
     cases=_accumulated_cases,
     slopes=("losses",),
@@ -185,7 +184,7 @@ def _error_cases(draw: Draw) -> Iterator[Case]:
 
 
 first_ratio_error = Check(
-    reference=_solutions.first_ratio_error,
+    reference=solutions.first_ratio_error,
     definition=definitions.first_ratio_error,
     cases=_error_cases,
 )

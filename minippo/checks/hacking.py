@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from minippo import definitions
-from minippo.checks import _solutions
-from minippo.checks._cases import Case, Draw
-from minippo.checks._check import Check
+from minippo.checks import definitions, solutions
+from minippo.checks.engine.cases import Case, Draw
+from minippo.checks.engine.check import Check
 
 
 def _best_cases(draw: Draw) -> Iterator[Case]:
@@ -18,7 +17,7 @@ def _best_cases(draw: Draw) -> Iterator[Case]:
 
 
 best_of_n_mean = Check(
-    reference=_solutions.best_of_n_mean, definition=definitions.best_of_n_mean, cases=_best_cases
+    reference=solutions.best_of_n_mean, definition=definitions.best_of_n_mean, cases=_best_cases
 )
 
 
@@ -32,5 +31,5 @@ def _distinct_cases(draw: Draw) -> Iterator[Case]:
 
 
 distinct_n = Check(
-    reference=_solutions.distinct_n, definition=definitions.distinct_n, cases=_distinct_cases
+    reference=solutions.distinct_n, definition=definitions.distinct_n, cases=_distinct_cases
 )

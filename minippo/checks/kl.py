@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator
 
 import minippo
-from minippo import definitions
-from minippo.checks._cases import Case, Draw, each
-from minippo.checks._check import Check
-from minippo.misconceptions.kl import coefficients
+from minippo.checks import definitions
+from minippo.checks.engine.cases import Case, Draw, each
+from minippo.checks.engine.check import Check
+from minippo.checks.mistakes.kl import coefficients
 
 
 def _sampled_cases(draw: Draw) -> Iterator[Case]:

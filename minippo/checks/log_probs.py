@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 
 import minippo
-from minippo import definitions
-from minippo.checks._cases import Case, Draw, each
-from minippo.checks._check import Check
+from minippo.checks import definitions
+from minippo.checks.engine.cases import Case, Draw, each
+from minippo.checks.engine.check import Check
 
 
 def _token_log_probs_cases(draw: Draw) -> Iterator[Case]:

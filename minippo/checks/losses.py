@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import minippo
-from minippo import definitions
-from minippo.checks._cases import Case, Draw, Nested, each
-from minippo.checks._check import Check
-from minippo.checks._judge import Region
+from minippo.checks import definitions
+from minippo.checks.engine.cases import Case, Draw, Nested, each
+from minippo.checks.engine.check import Check
+from minippo.checks.engine.judge import Region
 
 
 def _where(name: str, low: float, high: float) -> Region:

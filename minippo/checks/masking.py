@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import minippo
-from minippo import definitions
-from minippo.checks._cases import Case, Draw
-from minippo.checks._check import Check
+from minippo.checks import definitions
+from minippo.checks.engine.cases import Case, Draw
+from minippo.checks.engine.check import Check
 
 
 def _masked_mean_cases(draw: Draw) -> Iterator[Case]:

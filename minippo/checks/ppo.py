@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn, where, zeros_like
 
-from minippo import definitions
-from minippo.checks._cases import Case, Draw, Nested
-from minippo.checks._check import Check
-from minippo.checks._update import ppo_update as reference_update
+from minippo.checks import definitions
+from minippo.checks.engine.cases import Case, Draw, Nested
+from minippo.checks.engine.check import Check
+from minippo.checks.update import ppo_update as reference_update
 from minippo.ppo import PPOConfig
 from minippo.ppo import ppo_loss as reference_loss
-from minippo.rollout import Responses, Rollout
-from minippo.rollout import response_mask as reference_mask
+from minippo.responses import Responses, Rollout
+from minippo.responses import response_mask as reference_mask
 
 
 def _mask_cases(draw: Draw) -> Iterator[Case]:

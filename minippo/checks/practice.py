@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from minippo import definitions
-from minippo.checks import _solutions
-from minippo.checks._cases import Case, Draw
-from minippo.checks._check import Check
+from minippo.checks import definitions, solutions
+from minippo.checks.engine.cases import Case, Draw
+from minippo.checks.engine.check import Check
 
 
 def _memory_cases(draw: Draw) -> Iterator[Case]:
@@ -22,9 +21,7 @@ def _memory_cases(draw: Draw) -> Iterator[Case]:
 
 
 training_memory = Check(
-    reference=_solutions.training_memory,
-    definition=definitions.training_memory,
-    cases=_memory_cases,
+    reference=solutions.training_memory, definition=definitions.training_memory, cases=_memory_cases
 )
 
 
@@ -43,5 +40,5 @@ def _rate_cases(draw: Draw) -> Iterator[Case]:
 
 
 learning_rates = Check(
-    reference=_solutions.learning_rates, definition=definitions.learning_rates, cases=_rate_cases
+    reference=solutions.learning_rates, definition=definitions.learning_rates, cases=_rate_cases
 )

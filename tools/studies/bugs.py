@@ -16,8 +16,8 @@ from studies.common import SEEDS, Row, curves, judged, make_rows
 from torch import Tensor, nn, where
 
 from minippo import kl_k1, token_log_probs, whiten
+from minippo.checks.mistakes import CATALOGUE
 from minippo.data import load_prompts
-from minippo.misconceptions import CATALOGUE
 from minippo.models import PolicyWithValue, frozen_copy, load_policy
 from minippo.ppo import Credit, PPOConfig, Stats, ppo_loss
 from minippo.rollout import Responses, Rollout, evaluate, load_score, response_mask

@@ -20,7 +20,7 @@ from studies.common import SEEDS, Row, diversity, judged, make_rows, ppo
 from torch import Tensor
 
 from minippo import world
-from minippo.checks._solutions import best_of_n_mean
+from minippo.checks.solutions import best_of_n_mean
 from minippo.data import load_texts
 from minippo.models import PolicyWithValue, RewardModel, load_policy, load_reward_model
 from minippo.ppo import PPOConfig

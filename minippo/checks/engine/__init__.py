@@ -1,0 +1,1 @@
+"""How a check works: cases, observation, judgement, result."""

@@ -1,0 +1,162 @@
+"""Inputs for a check: generated from a seed, as nested lists that any process can read."""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minippo.checks.definitions import leaves as flat
+
+Nested = Any  # floats, ints or bools in lists of lists
+
+# (batch, time, vocabulary): from the smallest to sizes that are distinct primes, with more columns
+# than rows and more rows than columns, so that no axis can pass for another.
+SIZES = ((1, 1, 2), (1, 2, 3), (2, 3, 2), (3, 5, 7), (5, 2, 3))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a student's function.
+
+    Attributes:
+        inputs: argument -> nested lists (they become tensors) or a number, in the order of the
+            signature.
+        note: what is special about it, in a few words.
+        dtype: of the float tensors.
+        slopes: compare gradients too; False at kinks, where right implementations differ.
+        junk: there are junk numbers under the mask.
+    """
+
+    inputs: dict[str, Nested]
+    note: str = ""
+    dtype: str = "float32"
+    slopes: bool = True
+    junk: bool = False
+
+    def spoiled(self) -> bool:
+        """Is there any junk?"""
+        return any(x in (1000.0,) or x != x for x in flat(list(self.inputs.values())))
+
+    def tensors(self) -> dict[str, Any]:
+        """The inputs as a function gets them."""
+        return {name: to_tensor(x, self.dtype) for name, x in self.inputs.items()}
+
+
+def to_tensor(x: Nested, dtype: str) -> Any:
+    """Nested lists become a tensor of bools, of integers or of floats; numbers stay."""
+    if not isinstance(x, list):
+        return x
+    tensor = torch.tensor(x)
+    return tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+
+
+def to_nested(x: Tensor) -> Nested:
+    """A tensor as nested lists of plain numbers, exact."""
+    return (x.cpu().double() if x.is_floating_point() else x).tolist()
+
+
+class Draw:
+    """Random inputs of one size. The same seed draws the same numbers, with junk or without.
+
+    Attributes:
+        batch, time, vocab: the size.
+        mask: ragged, ones and then zeros.
+        junk: numbers under the mask are NaN or huge, and not zeros.
+    """
+
+    def __init__(self, seed: int | str, size: tuple[int, int, int], *, junk: bool) -> None:
+        self.random = random.Random(f"{seed} {size}")
+        self.batch, self.time, self.vocab = size
+        self.junk = junk
+        lengths = [self.random.randint(1, self.time) for _ in range(self.batch)]
+        # One row ends one column early, one is full, one is short.
+        lengths[:3] = [max(1, self.time - 1), self.time, (self.time + 1) // 2][: self.batch]
+        self.mask = [[t < length for t in range(self.time)] for length in lengths]
+
+    def case(
+        self, note: str = "", *, dtype: str = "float32", slopes: bool = True, **inputs: Nested
+    ) -> Case:
+        """A case with these inputs, in the order of the signature."""
+        return Case(inputs, note, dtype, slopes, self.junk)
+
+    def number(self, low: float = -2.0, high: float = 2.0) -> float:
+        """A multiple of 1/64: up to 4, bfloat16 holds it exactly, too."""
+        return round(self.random.uniform(low, high) * 64) / 64
+
+    def floats(self, *shape: int, low: float = -2.0, high: float = 2.0) -> Nested:
+        """Numbers of this shape; () is one number."""
+        if not shape:
+            return self.number(low, high)
+        return [self.floats(*shape[1:], low=low, high=high) for _ in range(shape[0])]
+
+    def tokens_of(self, x: Nested) -> Nested:
+        """The same [batch, time, ...] numbers with junk under the mask, or zeros without junk."""
+        return [
+            [
+                cell if real else self._spoil(cell, i + t)
+                for t, (cell, real) in enumerate(zip(row, mask, strict=True))
+            ]
+            for i, (row, mask) in enumerate(zip(x, self.mask, strict=True))
+        ]
+
+    def token_floats(self, low: float = -2.0, high: float = 2.0) -> Nested:
+        """[batch, time] numbers, junk under the mask."""
+        return self.tokens_of(self.floats(self.batch, self.time, low=low, high=high))
+
+    def log_probs(self) -> Nested:
+        """[batch, time] log-probabilities, in nats, junk under the mask."""
+        return self.token_floats(-3.0, -0.0625)
+
+    def logits(self) -> Nested:
+        """[batch, time, vocab] logits, no mask."""
+        return self.floats(self.batch, self.time, self.vocab)
+
+    def tokens(self) -> Nested:
+        """[batch, time] token ids, no mask."""
+        return [
+            [self.random.randrange(self.vocab) for _ in range(self.time)] for _ in range(self.batch)
+        ]
+
+    def _spoil(self, cell: Nested, where: int) -> Nested:
+        if isinstance(cell, list):
+            return [self._spoil(c, where) for c in cell]
+        return (math.nan if where % 2 else 1000.0) if self.junk else 0.0
+
+
+def draws(seed: int | str, sizes: Sequence[tuple[int, int, int]] = SIZES) -> Iterator[Draw]:
+    """Each size without and then with junk under the mask, from the smallest."""
+    for size in sizes:
+        for junk in (False, True):
+            yield Draw(seed, size, junk=junk)
+
+
+def shape(x: Nested) -> list[int]:
+    """The shape of nested lists, as of a tensor."""
+    return [len(x), *(shape(x[0]) if x else [])] if isinstance(x, list) else []
+
+
+def weights(n: int) -> list[float]:
+    """What each output counts in the scalar whose gradient is compared: 0.5 to 1.5, all different.
+
+    A plain sum would let mistakes through whose gradients cancel.
+    """
+    return [0.5 + (0.618 * (i + 1)) % 1 for i in range(n)]
+
+
+def each(f: Callable[..., Any], *, inner: int = 0) -> Callable[..., Nested]:
+    """A definition of one element, on nested lists of any depth: `inner` axes stay together."""
+
+    def lift(lists: Sequence[Nested], numbers: dict[str, Any]) -> Nested:
+        if len(shape(lists[0])) == inner:
+            return f(*lists, **numbers)
+        return [lift(row, numbers) for row in zip(*lists, strict=True)]
+
+    def lifted(**inputs: Nested) -> Nested:
+        lists = [x for x in inputs.values() if isinstance(x, list)]
+        return lift(lists, {name: x for name, x in inputs.items() if not isinstance(x, list)})
+
+    return lifted

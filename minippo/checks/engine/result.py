@@ -1,0 +1,93 @@
+"""What a check says, in a notebook or a terminal."""
+
+import html
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from minippo.checks.mistakes import Mistake
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """The verdict on a function. It shows itself; `.require()` is for graders.
+
+    Attributes:
+        name: of the function that was asked for.
+        passed: right in value and gradient, on every case.
+        headline: the verdict in one line.
+        mistakes: those of the catalogue that explain all that was seen; usually none or one.
+        lines: what else there is to say, line by line.
+        finished: False while there is nothing to judge.
+    """
+
+    name: str
+    passed: bool
+    headline: str
+    mistakes: tuple[Mistake, ...] = ()
+    lines: tuple[str, ...] = ()
+    finished: bool = True
+
+    @property
+    def mistake(self) -> str | None:
+        """The name of the mistake that was recognised, if one was."""
+        return " and ".join(mistake.name for mistake in self.mistakes) or None
+
+    def require(self) -> None:
+        """Raise AssertionError with the whole message unless the check passed."""
+        if not self.passed:
+            raise AssertionError(str(self))
+
+    def _explained(self) -> list[tuple[str, str]]:
+        """(label, sentence) of each recognised mistake."""
+        pairs = []
+        for mistake in self.mistakes:
+            parts = {
+                "What was done": mistake.what,
+                "In training": mistake.symptom,
+                "Seen in": mistake.source,
+                "Hint": mistake.hint,
+            }
+            pairs += [(label, text) for label, text in parts.items() if text]
+        return pairs
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.headline}"]
+        lines += [f"  {label}: {text}" for label, text in self._explained()]
+        return "\n".join(lines + [f"  {line}" for line in self.lines])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        mark, colour = ("✓", "#009E73") if self.passed else ("✗", "#D55E00")
+        if not self.finished:
+            mark, colour = "…", "#0072B2"
+        style = f"border-left: 4px solid {colour}; padding: 0.3em 0.8em; margin: 0.3em 0"
+        name, headline = html.escape(self.name), html.escape(self.headline)
+        parts = [f"<p style='margin:0.2em 0'>{mark} <b>{name}</b>: {headline}</p>"]
+        if explained := self._explained():
+            rows = [f"<dt><b>{k}</b></dt><dd>{html.escape(text)}</dd>" for k, text in explained]
+            parts.append(f"<dl style='margin:0.2em 0'>{''.join(rows)}</dl>")
+        if self.lines:
+            text = html.escape("\n".join(self.lines))
+            parts.append(f"<pre style='margin:0.2em 0; white-space: pre-wrap'>{text}</pre>")
+        return f"<div role='status' style='{style}'>{''.join(parts)}</div>"
+
+
+class Solution:
+    """The package's own function, shown as source."""
+
+    def __init__(self, name: str, function: Callable[..., Any] | None) -> None:
+        self.name, self.function = name, function
+
+    def __repr__(self) -> str:
+        if self.function is None:
+            return (
+                f"{self.name}: try it first; the check beside it says what is missing. "
+                "To see the solution all the same, ask once more."
+            )
+        return inspect.getsource(self.function)
+
+    def _repr_markdown_(self) -> str:
+        return f"{self!r}" if self.function is None else f"```python\n{self!r}```"

@@ -1,0 +1,77 @@
+"""A check whose truth has a convention of its own, drawn from the catalogue for a homework."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+from minippo.checks.engine.cases import Case
+from minippo.checks.engine.check import Check
+from minippo.checks.engine.judge import Expected, Failure, alike, zeros
+from minippo.checks.engine.observe import Observation
+from minippo.checks.mistakes import Mistake
+
+
+def _handed_in(name: str, what: str) -> Mistake:
+    hint = "Read the specification of this homework once more."
+    return Mistake(name, what, hint, source="")
+
+
+@dataclass(frozen=True)
+class Variant(Check):
+    """What the flags of `drawn` do is right here; minippo's own version is a named mistake.
+
+    Attributes:
+        drawn: names of mistakes of the catalogue that this homework asks for.
+        previous: label of another draw, such as last year's -> what it asked for.
+    """
+
+    drawn: frozenset[str] = frozenset()
+    previous: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def expected(self, case: Case) -> Expected:
+        """The flawed function with the drawn flags, in double precision."""
+        if not self.drawn:
+            return super().expected(case)
+        wide = replace(case, dtype="float64")
+        seen = self.observe(self.flawed.version(self.drawn), wide)
+        slopes = {
+            name: zeros(case.inputs[name]) if seen.slopes.get(name) is None else seen.slopes[name]
+            for name in self.slopes
+            if case.slopes and isinstance(case.inputs.get(name), list)
+        }
+        return Expected(seen.value, slopes, self.no_slopes)
+
+    def recognise(
+        self, cases: Sequence[Case], seen: Sequence[Observation], failures: Sequence[Failure | None]
+    ) -> tuple[Mistake, ...]:
+        """Another convention, or a known mistake on top of the one that was asked for."""
+        order = sorted(range(len(cases)), key=lambda i: failures[i] is None)
+        for flags, mistakes in self._candidates():
+            version = self.flawed.version(flags)
+            if all(alike(seen[i], self.observe(version, cases[i]), cases[i]) for i in order):
+                return mistakes
+        return ()
+
+    def _candidates(self) -> Iterator[tuple[frozenset[str], tuple[Mistake, ...]]]:
+        own = _handed_in(
+            "minippo's own convention",
+            "This is the package's function; the homework asks for another convention.",
+        )
+        yield frozenset(), (own,)
+        for label, flags in self.previous.items():
+            what = f"This answers the homework {label}, which asked for another convention."
+            yield flags, (_handed_in(f"the answer to {label}", what),)
+        for mistakes in self.flawed.combinations():
+            flags = frozenset(mistake.name for mistake in mistakes)
+            if not flags & self.drawn:
+                yield flags | self.drawn, mistakes
+                yield flags, (*mistakes, own)
+
+
+def variant(
+    check: Check, drawn: Sequence[str], previous: Mapping[str, Sequence[str]] | None = None
+) -> Variant:
+    """The check with another truth."""
+    check.flawed.version(drawn)  # the names are known, or it says so
+    kept = {f.name: getattr(check, f.name) for f in fields(Check)}
+    others = {label: frozenset(flags) for label, flags in (previous or {}).items()}
+    return Variant(**kept, drawn=frozenset(drawn), previous=others)

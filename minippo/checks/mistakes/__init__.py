@@ -1,0 +1,102 @@
+"""The catalogue of wrong implementations: what people do, what comes of it, and who did it.
+
+Each function of the course has one flawed version here whose mistakes are flags: with no flag up
+it is right, with one up it makes that mistake, with two up both. So a check can recognise what a
+student did, the bug zoo can run it, and homework can turn a mistake into a convention that is
+asked for. `CATALOGUE["gae"].version({"name of a mistake"})` is a function to call.
+"""
+
+import functools
+import itertools
+import tomllib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake.
+
+    Attributes:
+        name: what it is called, and the flag that switches it on.
+        what: one sentence on what was done.
+        hint: one sentence that points to the mend without saying it.
+        symptom: what it does to training; "" where no run or derivation of ours shows it.
+        source: where the field got it wrong, or "a first-time solver".
+        convention: the sentence that asks for it on purpose, in homework; "" where nobody would.
+    """
+
+    name: str
+    what: str
+    hint: str
+    symptom: str = ""
+    source: str = "a first-time solver"
+    convention: str = ""
+
+
+@dataclass(frozen=True)
+class Flawed:
+    """A function with all the mistakes known for it."""
+
+    name: str
+    function: Callable[..., Any]
+    mistakes: tuple[Mistake, ...]
+
+    def __getitem__(self, name: str) -> Mistake:
+        return next(mistake for mistake in self.mistakes if mistake.name == name)
+
+    def version(self, flags: Collection[str]) -> Callable[..., Any]:
+        """The function with these mistakes made."""
+        if unknown := set(flags) - {mistake.name for mistake in self.mistakes}:
+            raise ValueError(
+                f"version: flags must be mistakes of {self.name}, got {sorted(unknown)}."
+            )
+        return functools.partial(self.function, frozenset(flags))
+
+    def combinations(self, at_most: int = 2) -> Iterator[tuple[Mistake, ...]]:
+        """Each mistake alone, then each pair."""
+        for size in range(1, at_most + 1):
+            yield from itertools.combinations(self.mistakes, size)
+
+
+CATALOGUE: dict[str, Flawed] = {}
+
+
+def flawed(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a function `f(flags, *args, **kwargs)` and its mistakes in the catalogue.
+
+    What is said of a mistake is in the .toml beside the function's file, under its name, or under
+    "function: name" where another function's mistake has the same name.
+    """
+
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        name, topic = function.__name__, function.__module__.rpartition(".")[2]
+        said = _sentences("shared") | _sentences(topic)
+        own = {mistake: said.get(f"{name}: {mistake}") or said[mistake] for mistake in names}
+        mistakes = tuple(Mistake(mistake, **sentences) for mistake, sentences in own.items())
+        CATALOGUE[name] = Flawed(name, function, mistakes)
+        return function
+
+    return enter
+
+
+@functools.cache
+def _sentences(topic: str) -> dict[str, dict[str, str]]:
+    return tomllib.loads(Path(__file__).with_name(f"{topic}.toml").read_text(encoding="utf-8"))
+
+
+# Entering happens on import; the modules need `flawed` from above.
+from minippo.checks.mistakes import (  # noqa: E402
+    advantages,  # noqa: F401
+    alternatives,  # noqa: F401
+    exercises,  # noqa: F401
+    hacking,  # noqa: F401
+    kl,  # noqa: F401
+    log_probs,  # noqa: F401
+    losses,  # noqa: F401
+    masking,  # noqa: F401
+    ppo,  # noqa: F401
+    practice,  # noqa: F401
+)

@@ -1,0 +1,229 @@
+"""Mistakes about exercises whose solutions minippo itself does not need."""
+
+import torch
+from torch import Tensor, where
+
+from minippo.checks.mistakes import flawed
+from minippo.checks.mistakes.log_probs import CUT, HALF, _cut, _wide
+from minippo.checks.mistakes.masking import LEAK
+
+
+@flawed(
+    "standard deviation for the variance",
+    "Bessel's correction",
+    "one variance for the batch",
+    "axes swapped",
+    "variance added",
+    "coefficient forgotten",
+    "the least score",
+)
+def mean_minus_variance(flags: frozenset[str], scores: Tensor, *, coef: float) -> Tensor:
+    """mean - coef * variance over the members."""
+    dim = 1 if "axes swapped" in flags else 0
+    n = scores.shape[dim]
+    mean = scores.mean(dim, keepdim=True)
+    spread = ((scores - mean) ** 2).sum(dim) / (n - ("Bessel's correction" in flags))
+    mean = mean.squeeze(dim)
+    if "one variance for the batch" in flags:
+        spread = scores.var(correction=0).expand_as(mean)
+    if "standard deviation for the variance" in flags:
+        spread = spread.sqrt()
+    coef = 1.0 if "coefficient forgotten" in flags else coef
+    if "the least score" in flags:
+        return scores.amin(dim)
+    return mean + coef * spread if "variance added" in flags else mean - coef * spread
+
+
+@flawed(
+    "mean of the token ratios",
+    "mean instead of sum",
+    "padding counted",
+    "padding makes it 0",
+    LEAK,
+    "upside down",
+    "each sum through exp",
+    "masked too late",
+    "log-ratio instead of ratio",
+    HALF,
+    CUT,
+)
+def sequence_ratio(
+    flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor, mask: Tensor
+) -> Tensor:
+    """exp of the sum of log-ratios over the real tokens."""
+    new, old = _wide(log_probs, flags), _wide(old_log_probs, flags)
+    new, old = (old, new) if "upside down" in flags else (new, old)
+    counted = torch.ones_like(mask) if "padding counted" in flags else mask
+    length = counted.sum(1)
+
+    def kept(x: Tensor, padding: float = 0.0) -> Tensor:
+        return x * counted if LEAK in flags else where(counted, x, padding)
+
+    difference = new - old if "masked too late" in flags else kept(new - old)
+    log_ratio = kept(difference).sum(1)
+    if "mean instead of sum" in flags:
+        log_ratio = log_ratio / length
+    ratio = log_ratio if "log-ratio instead of ratio" in flags else log_ratio.exp()
+    if "masked too late" in flags:
+        ratio = kept(difference.exp(), 1.0).prod(1)
+    if "each sum through exp" in flags:
+        ratio = kept(new).sum(1).exp() / kept(old).sum(1).exp()
+    if "mean of the token ratios" in flags:
+        ratio = kept(difference.exp()).sum(1) / length
+    if "padding makes it 0" in flags:
+        ratio = kept(difference.exp()).prod(1)
+    return _cut(ratio, flags)
+
+
+@flawed(
+    "sign turned",
+    "sum instead of mean",
+    "padding counted",
+    "mean of the rows' means",
+    "p counted twice",
+    "p squared",
+    "in bits",
+    LEAK,
+    "0 log 0 is NaN",
+    HALF,
+    CUT,
+)
+def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the real tokens of -sum of p log p."""
+    z = _wide(logits, flags)
+    log_p, p = z.log_softmax(-1), z.softmax(-1)
+    if "0 log 0 is NaN" not in flags:
+        log_p = log_p.masked_fill(p == 0, 0.0)
+    terms = -p * log_p * (p if "p counted twice" in flags else 1.0)
+    entropies = 1 - (p * p).sum(-1) if "p squared" in flags else terms.sum(-1)
+    counted = torch.ones_like(mask) if "padding counted" in flags else mask
+    kept = entropies * counted if LEAK in flags else where(counted, entropies, 0.0)
+    mean = kept.sum() / (1 if "sum instead of mean" in flags else counted.sum())
+    if "mean of the rows' means" in flags:
+        mean = (kept.sum(1) / counted.sum(1)).mean()
+    mean = mean / torch.log(torch.tensor(2.0)) if "in bits" in flags else mean
+    return _cut(-mean if "sign turned" in flags else mean, flags)
+
+
+@flawed(
+    "objective for loss",
+    "policy loss not added",
+    "value loss subtracted",
+    "entropy punished",
+    "KL rewarded",
+    "c1 and c2 swapped",
+    "c2 and c3 swapped",
+    "coefficients forgotten",
+    CUT,
+)
+def combined_loss(
+    flags: frozenset[str],
+    policy_loss: Tensor,
+    value_loss: Tensor,
+    entropy: Tensor,
+    kl: Tensor,
+    *,
+    c1: float,
+    c2: float,
+    c3: float,
+) -> Tensor:
+    """policy_loss + c1 * value_loss - c2 * entropy + c3 * kl."""
+    if "c1 and c2 swapped" in flags:
+        c1, c2 = c2, c1
+    if "c2 and c3 swapped" in flags:
+        c2, c3 = c3, c2
+    if "coefficients forgotten" in flags:
+        c1 = c2 = c3 = 1.0
+    loss = -policy_loss if "policy loss not added" in flags else policy_loss
+    loss = loss + (-c1 if "value loss subtracted" in flags else c1) * value_loss
+    loss = loss + (c2 if "entropy punished" in flags else -c2) * entropy
+    loss = loss + (-c3 if "KL rewarded" in flags else c3) * kl
+    return _cut(-loss if "objective for loss" in flags else loss, flags)
+
+
+@flawed(
+    "beta multiplies",
+    "not normalised",
+    "reference forgotten",
+    "beta forgotten",
+    "multiplied as probabilities",
+    "greedy",
+    "probabilities for log-probs",
+    "reward subtracted",
+)
+def optimal_policy(
+    flags: frozenset[str], ref_log_probs: Tensor, rewards: Tensor, *, beta: float
+) -> Tensor:
+    """log-softmax of log p_ref + r / beta."""
+    gain = rewards * beta if "beta multiplies" in flags else rewards / beta
+    gain = rewards if "beta forgotten" in flags else gain
+    gain = -gain if "reward subtracted" in flags else gain
+    ref = torch.zeros_like(gain) if "reference forgotten" in flags else ref_log_probs
+    log_p = ref + gain
+    if "not normalised" not in flags:
+        log_p = log_p.log_softmax(-1)
+    if "multiplied as probabilities" in flags:
+        p = ref.exp() * gain.exp()
+        log_p = (p if "not normalised" in flags else p / p.sum()).log()
+    if "greedy" in flags:
+        log_p = torch.full_like(gain, -torch.inf).index_fill(0, gain.argmax(), 0.0)
+    return log_p.exp() if "probabilities for log-probs" in flags else log_p
+
+
+@flawed(
+    "mean of the micro-batches' means",
+    "mean of the responses' means",
+    "means added up",
+    "sum instead of mean",
+    "padding counted",
+    "the last micro-batch alone",
+    LEAK,
+    CUT,
+)
+def accumulated_loss(flags: frozenset[str], losses: Tensor, mask: Tensor) -> Tensor:
+    """The sum over the real tokens of all micro-batches, over their number."""
+    kept = losses * mask if LEAK in flags else where(mask, losses, 0.0)
+    counted = torch.ones_like(mask) if "padding counted" in flags else mask
+    if "the last micro-batch alone" in flags:
+        return _cut(kept[-1].sum() / counted.sum(), flags)
+    if "mean of the responses' means" in flags:
+        return _cut((kept.sum(2) / counted.sum(2)).mean(), flags)
+    means = kept.sum((1, 2)) / counted.sum((1, 2))
+    if "mean of the micro-batches' means" in flags:
+        return _cut(means.mean(), flags)
+    if "means added up" in flags:
+        return _cut(means.sum(), flags)
+    n = 1 if "sum instead of mean" in flags else counted.sum()
+    return _cut(kept.sum() / n, flags)
+
+
+@flawed(
+    "mean instead of maximum",
+    "padding counted",
+    "only upwards",
+    "of the mean ratio",
+    "log-ratio instead of ratio",
+    "upside down",
+    "the largest ratio",
+    LEAK,
+    HALF,
+)
+def first_ratio_error(
+    flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor, mask: Tensor
+) -> Tensor:
+    """The largest |ratio - 1| over the real tokens."""
+    new, old = _wide(log_probs, flags), _wide(old_log_probs, flags)
+    difference = old - new if "upside down" in flags else new - old
+    if LEAK not in flags and "padding counted" not in flags:
+        difference = where(mask, difference, 0.0)
+    counted = torch.ones_like(mask) if "padding counted" in flags else mask
+    if "log-ratio instead of ratio" in flags:
+        error = difference
+    else:
+        error = difference.exp() - (0 if "the largest ratio" in flags else 1)
+    if "of the mean ratio" in flags:
+        return ((error * counted).sum() / counted.sum()).abs()
+    error = error if "only upwards" in flags else error.abs()
+    if "mean instead of maximum" in flags:
+        return where(counted, error, 0.0).sum() / counted.sum()
+    return (error * mask).max() if LEAK in flags else error[counted].max()

@@ -1,0 +1,94 @@
+"""Mistakes about log-probabilities and entropy."""
+
+import torch
+from torch import Tensor, where
+
+from minippo.checks.mistakes import flawed
+
+HALF = "stays in half precision"
+CUT = "gradient cut"
+
+
+def _wide(x: Tensor, flags: frozenset[str]) -> Tensor:
+    return x if HALF in flags else x.float() if x.dtype.itemsize < 4 else x
+
+
+def _cut(x: Tensor, flags: frozenset[str]) -> Tensor:
+    return x.detach() if CUT in flags else x
+
+
+@flawed(
+    "temperature forgotten",
+    "temperature multiplies",
+    "probability instead of its logarithm",
+    "logit instead of log-probability",
+    "shifted by one",
+    "softmax over the wrong axis",
+    "sign turned",
+    "log of softmax",
+    "probability clamped",
+    HALF,
+    CUT,
+)
+def token_log_probs(
+    flags: frozenset[str], logits: Tensor, tokens: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """The log-softmax over the vocabulary, read at the token."""
+    z = _wide(logits, flags)
+    if "temperature multiplies" in flags:
+        z = z * temperature
+    elif "temperature forgotten" not in flags:
+        z = z / temperature
+    dim = 1 if "softmax over the wrong axis" in flags else -1
+    log_p = z.log_softmax(dim)
+    if "log of softmax" in flags:
+        log_p = z.softmax(dim).log()
+    if "probability clamped" in flags:
+        log_p = z.softmax(dim).clamp(min=1e-8).log()
+    if "logit instead of log-probability" in flags:
+        log_p = z
+    if "shifted by one" in flags:
+        tokens = torch.cat([tokens[:, 1:], tokens[:, -1:]], 1)
+    found = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    if "probability instead of its logarithm" in flags:
+        found = found.exp()
+    return _cut(-found if "sign turned" in flags else found, flags)
+
+
+@flawed("mean instead of sum", "padding counted", "mask multiplied", "EOS left out")
+def sequence_log_prob(flags: frozenset[str], log_probs: Tensor, mask: Tensor) -> Tensor:
+    """The sum over each row's real tokens."""
+    if "EOS left out" in flags:
+        last = mask.sum(1, keepdim=True) - 1
+        mask = mask.scatter(1, last, False)
+    if "padding counted" in flags:
+        total = log_probs.sum(1)
+    elif "mask multiplied" in flags:
+        total = (log_probs * mask).sum(1)
+    else:
+        total = where(mask, log_probs, 0.0).sum(1)
+    return total / mask.sum(1) if "mean instead of sum" in flags else total
+
+
+@flawed(
+    "sign turned",
+    "p counted twice",
+    "temperature forgotten",
+    "mean over the vocabulary",
+    "in bits",
+    "0 log 0 is NaN",
+    "no gradient",
+    HALF,
+)
+def entropy(flags: frozenset[str], logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """-sum of p log p over the vocabulary."""
+    z = _wide(logits, flags)
+    z = z if "temperature forgotten" in flags else z / temperature
+    log_p, p = z.log_softmax(-1), z.softmax(-1)
+    if "0 log 0 is NaN" not in flags:
+        log_p = where(p > 0, log_p, 0.0)
+    p = p.detach() if "no gradient" in flags else p
+    terms = -p * log_p * (p if "p counted twice" in flags else 1.0)
+    total = terms.mean(-1) if "mean over the vocabulary" in flags else terms.sum(-1)
+    total = total / torch.log(torch.tensor(2.0)) if "in bits" in flags else total
+    return -total if "sign turned" in flags else total

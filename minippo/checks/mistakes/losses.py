@@ -1,0 +1,229 @@
+"""Mistakes about the losses."""
+
+import torch
+from torch import Tensor, maximum, minimum, where
+from torch.nn.functional import softplus
+
+from minippo.checks.mistakes import flawed
+from minippo.checks.mistakes.log_probs import CUT, HALF, _cut, _wide
+
+OBJECTIVE = "sign turned"
+
+
+@flawed(
+    "chosen and rejected swapped",
+    "overflows",
+    "probability instead of its logarithm",
+    "each score by itself",
+    "hinge",
+    "margin added",
+    CUT,
+    HALF,
+)
+def bradley_terry_loss(
+    flags: frozenset[str], chosen: Tensor, rejected: Tensor, *, margin: float = 0.0
+) -> Tensor:
+    """-log sigmoid(chosen - rejected - margin)."""
+    chosen, rejected = _wide(chosen, flags), _wide(rejected, flags)
+    d = chosen - rejected - (-margin if "margin added" in flags else margin)
+    d = -d if "chosen and rejected swapped" in flags else d
+    loss = softplus(-d)
+    if "overflows" in flags:
+        loss = -d.sigmoid().log()
+    if "probability instead of its logarithm" in flags:
+        loss = (-d).sigmoid()
+    if "each score by itself" in flags:
+        loss = softplus(-chosen) + softplus(rejected)
+    if "hinge" in flags:
+        loss = (1 - d).clamp(min=0)
+    return _cut(loss, flags)
+
+
+@flawed("log-ratio instead of ratio", "upside down", "quotient of log-probs", "clamped", CUT, HALF)
+def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+    """exp(log p - log p_old)."""
+    new, old = _wide(log_probs, flags), _wide(old_log_probs, flags)
+    difference = old - new if "upside down" in flags else new - old
+    if "clamped" in flags:
+        difference = difference.clamp(-1.0, 1.0)
+    ratio = difference if "log-ratio instead of ratio" in flags else difference.exp()
+    return _cut(new / old if "quotient of log-probs" in flags else ratio, flags)
+
+
+@flawed(
+    "maximum instead of minimum",
+    OBJECTIVE,
+    "no clip",
+    "clipped above only",
+    "clipped below only",
+    "clipped in log space",
+    "clip without minimum",
+    "minimum before the advantage",
+    "product clipped",
+    "band around zero",
+    "gradient cut",
+)
+def clipped_surrogate(
+    flags: frozenset[str],
+    ratio: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    *,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """-min(r * A, clip(r) * A)."""
+    r, low, high = ratio, 1 - clip_range, 1 + clip_range
+    if "band around zero" in flags:
+        low, high = -clip_range, clip_range
+    if "clipped above only" in flags:
+        clipped = r.clamp(max=high)
+    elif "clipped below only" in flags:
+        clipped = r.clamp(min=low)
+    elif "clipped in log space" in flags:
+        clipped = r.log().clamp(-clip_range, clip_range).exp()
+    else:
+        clipped = r if "no clip" in flags else r.clamp(low, high)
+    a, b = r * advantages, clipped * advantages
+    if "product clipped" in flags:
+        b = a.clamp(low, high)
+    objective = maximum(a, b) if "maximum instead of minimum" in flags else minimum(a, b)
+    if "clip without minimum" in flags:
+        objective = b
+    if "minimum before the advantage" in flags:
+        objective = minimum(r, clipped) * advantages
+    if dual_clip is not None:
+        objective = where(advantages < 0, maximum(objective, dual_clip * advantages), objective)
+    return _cut(objective if "sign turned" in flags else -objective, flags)
+
+
+@flawed(
+    "both sides counted",
+    "signs swapped",
+    "above only",
+    "edges counted",
+    "turned round",
+    "zero advantage counted",
+)
+def clip_is_active(
+    flags: frozenset[str],
+    ratio: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    *,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """True where a clip makes the gradient zero."""
+    low, high = 1 - clip_range, 1 + clip_range
+    edges = "edges counted" in flags
+    above, below = (ratio >= high, ratio <= low) if edges else (ratio > high, ratio < low)
+    positive, negative = advantages > 0, advantages < 0
+    if "zero advantage counted" in flags:
+        positive, negative = advantages >= 0, advantages <= 0
+    if "signs swapped" in flags:
+        positive, negative = negative, positive
+    active = above & positive | below & negative
+    if "both sides counted" in flags:
+        active = above | below
+    if "above only" in flags:
+        active = above & positive
+    if dual_clip is not None:
+        active = active | (advantages < 0) & (ratio > dual_clip)
+    return ~active if "turned round" in flags else active
+
+
+@flawed(
+    OBJECTIVE, "KL rewarded", "coefficient on the advantage", "coefficient forgotten", "KL detached"
+)
+def penalty_surrogate(
+    flags: frozenset[str], ratio: Tensor, advantages: Tensor, kl: Tensor, *, coef: float
+) -> Tensor:
+    """-(r * A - coef * KL)."""
+    gain = ratio * advantages
+    if "coefficient on the advantage" in flags:
+        gain, coef = coef * gain, 1.0
+    if "coefficient forgotten" in flags:
+        coef = 1.0
+    kl = kl.detach() if "KL detached" in flags else kl
+    objective = gain + coef * kl if "KL rewarded" in flags else gain - coef * kl
+    return objective if "sign turned" in flags else -objective
+
+
+@flawed(
+    "half forgotten",
+    "sign turned",
+    "absolute error",
+    "square forgotten",
+    "minimum instead of maximum",
+    "clipped error alone",
+    "clipped around zero",
+    "clip ignored",
+    "gradient cut",
+)
+def value_loss(
+    flags: frozenset[str],
+    values: Tensor,
+    returns: Tensor,
+    *,
+    old_values: Tensor | None = None,
+    clip_range: float | None = None,
+) -> Tensor:
+    """0.5 * max of the two squared errors."""
+
+    def error(v: Tensor) -> Tensor:
+        if "absolute error" in flags:
+            return (v - returns).abs()
+        return v - returns if "square forgotten" in flags else (v - returns) ** 2
+
+    loss = error(values)
+    if old_values is not None and clip_range is not None and "clip ignored" not in flags:
+        centre = old_values * ("clipped around zero" not in flags)
+        clipped = error(centre + (values - centre).clamp(-clip_range, clip_range))
+        least = "minimum instead of maximum" in flags
+        loss = minimum(loss, clipped) if least else maximum(loss, clipped)
+        loss = clipped if "clipped error alone" in flags else loss
+    loss = loss if "half forgotten" in flags else 0.5 * loss
+    return _cut(-loss if "sign turned" in flags else loss, flags)
+
+
+@flawed(
+    OBJECTIVE,
+    "advantages not detached",
+    "probability instead of its logarithm",
+    "advantage forgotten",
+    CUT,
+)
+def reinforce_loss(flags: frozenset[str], log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """-A * log p, A a constant."""
+    if "advantages not detached" not in flags:
+        advantages = advantages.detach()
+    if "advantage forgotten" in flags:
+        advantages = torch.ones_like(advantages)
+    p = log_probs.exp() if "probability instead of its logarithm" in flags else log_probs
+    objective = advantages * p
+    return _cut(objective if "sign turned" in flags else -objective, flags)
+
+
+@flawed(
+    "padding counted",
+    "shifted twice",
+    "sum instead of mean",
+    "mean of the rows' means",
+    "EOS left out",
+    "sign turned",
+    "masked too late",
+)
+def sft_loss(flags: frozenset[str], logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """-mean of log p over the real tokens."""
+    if "EOS left out" in flags:
+        mask = mask.scatter(1, mask.sum(1, keepdim=True) - 1, False)
+    if "shifted twice" in flags:
+        logits, tokens, mask = logits[:, :-1], tokens[:, 1:], mask[:, 1:]
+    if "masked too late" not in flags and "padding counted" not in flags:
+        logits = where(mask.unsqueeze(-1), logits, 0.0)
+    log_p = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    kept = log_p if "padding counted" in flags else where(mask, log_p, 0.0)
+    count: Tensor | int = mask.numel() if "padding counted" in flags else mask.sum()
+    mean = kept.sum() / (1 if "sum instead of mean" in flags else count)
+    if "mean of the rows' means" in flags:
+        mean = (kept.sum(1) / mask.sum(1)).mean()
+    return mean if "sign turned" in flags else -mean

@@ -1,0 +1,1 @@
+"""What the course itself needs: its demo."""

@@ -1,0 +1,1 @@
+"""Grading: files of functions, homework with other conventions, and a diagnosis of bugs."""

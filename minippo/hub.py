@@ -1,0 +1,101 @@
+"""The Hugging Face hub: the one file that may touch the network.
+
+Each question is one request without retries: left to themselves, the libraries try for 23 to 46
+seconds before they say that there is no network.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from minippo._validate import fail
+
+
+def cached_model(name: str) -> Path | None:
+    """The folder of a model that was downloaded before, whole; None if there is none."""
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+    whole = all(any(folder.glob(kind)) for kind in ("*.safetensors", "config.json"))
+    return folder if whole else None
+
+
+def ask_for_model(caller: str, name: str, shipped: Sequence[str]) -> None:
+    """Find out in under 5 s whether the hub can deliver a model; a ValueError says what helps."""
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=3)
+    except Exception as error:  # the hub's, the network's and the proxy's errors share no base
+        must = (
+            f"be a shipped model ({', '.join(shipped)}), a local folder, or a model that the "
+            "Hugging Face hub can deliver now (offline: download it once where there is a network, "
+            "then pass its folder)"
+        )
+        came = f"got '{name}' ({type(error).__name__})"
+        raise ValueError(f"{caller}: name must {must}, {came}.") from error
+
+
+def ask_for_dataset(name: str) -> None:
+    """The same for a data set; HF_HUB_OFFLINE=1 leaves it to the cache of `datasets`."""
+    try:
+        HfApi().dataset_info(name, timeout=3)
+    except OfflineModeIsEnabled:
+        pass
+    except Exception as error:
+        must = (
+            "be a file or folder that exists, or a data set that the Hugging Face hub can deliver "
+            "now (offline: HF_HUB_OFFLINE=1 takes the one that was downloaded before)"
+        )
+        came = f"got '{name}' ({type(error).__name__})"
+        raise ValueError(f"load_prompts: source must {must}, {came}.") from error
+
+
+def find_model(caller: str, name: str | Path, shipped: Sequence[str]) -> str:
+    """A local folder for a path or a cached model; else a name that the hub knows."""
+    folder = Path(name) if Path(name).is_dir() else cached_model(str(name))
+    if folder is None:
+        ask_for_model(caller, str(name), shipped)
+        return str(name)
+    if not any(folder.glob("*.safetensors")):
+        fail(caller, "name", "be a folder with safetensors (nothing is unpickled)", str(name))
+    return str(folder)
+
+
+def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
+    """A model of a kind, such as AutoModelForCausalLM, in float32, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # With peft installed, the Auto classes would also ask the hub for an adapter.
+    here = {"local_files_only": Path(path).is_dir()}
+    # None, the default, would ask on the terminal whether to run a folder's own Python.
+    local = {**here, "trust_remote_code": False}
+    with no_progress_bars():
+        model = kind.from_pretrained(
+            path, use_safetensors=True, dtype=torch.float32, adapter_kwargs=here, **local
+        )
+    tokenizer = AutoTokenizer.from_pretrained(path, **local)
+    if tokenizer.eos_token_id is None and kind is AutoModelForCausalLM:
+        fail(caller, f"the tokenizer of {path}", "have an end-of-text token", "none")
+    if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
+        must = f"have no more tokens than the model has embeddings ({rows})"
+        fail(caller, f"the tokenizer of {path}", must, len(tokenizer))
+    return model, tokenizer
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """transformers draws bars for loading and saving, which take no time here."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

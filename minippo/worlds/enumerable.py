@@ -1,0 +1,105 @@
+"""A world so small that every response can be listed: what is estimated elsewhere is exact here.
+
+Four tokens (the end among them) and at most three of them in a response make 40 responses to each
+of two prompts. So expectations, gradients and KLs are sums over a list, and the policy that PPO
+looks for, pi* proportional to pi_ref * exp(r / beta), can be written down.
+"""
+
+import itertools
+
+import torch
+from jaxtyping import Float
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from minippo.log_probs import sequence_log_prob, token_log_probs
+from minippo.models import PolicyWithValue
+from minippo.responses import Responses
+from minippo.rollout import evaluate
+
+WORDS = ("<|endoftext|>", "good", "bad", "so")
+EOS, TIME = 0, 3
+PROMPTS = ("good", "bad")  # tokens 1 and 2: a prompt's number is its token minus one
+# Every response: ended by EOS, or cut off after three tokens.
+RESPONSES = tuple(
+    (*words, *end)
+    for n in range(TIME + 1)
+    for words in itertools.product((1, 2, 3), repeat=n)
+    for end in ([()] if n == TIME else [(EOS,)])
+)
+_NUMBER = {response: i for i, response in enumerate(RESPONSES)}
+# What each response to each prompt is worth: any numbers will do, on the scale of a nat or two.
+SCORES = torch.randn(2, len(RESPONSES), generator=torch.Generator().manual_seed(0))
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; EOS also begins a text, and there is no padding token, as in GPT-2."""
+    made = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="so"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=WORDS[0], bos_token=WORDS[0])
+
+
+def policy(seed: int = 0) -> PolicyWithValue:
+    """A GPT-2 of one layer with random weights, larger than usual: its texts are not uniform."""
+    config = GPT2Config(
+        vocab_size=len(WORDS), n_positions=8, n_embd=16, n_layer=1, n_head=2,
+        bos_token_id=EOS, eos_token_id=EOS,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.manual_seed(seed)
+        made = PolicyWithValue(GPT2LMHeadModel(config)).eval()
+    with torch.no_grad():
+        for p in made.language_model.parameters():
+            if p.dim() == 2:
+                p.mul_(8)
+    return made
+
+
+def responses(prompt: int) -> Responses:
+    """All 40 responses to prompt 0 or 1, as rows."""
+    rows = [[*response, *[EOS] * (TIME - len(response))] for response in RESPONSES]
+    lengths = torch.tensor([len(response) for response in RESPONSES])
+    return Responses(
+        prompt_ids=torch.full((len(rows), 1), prompt + 1),
+        prompt_mask=torch.ones(len(rows), 1, dtype=torch.bool),
+        ids=torch.tensor(rows),
+        mask=torch.arange(TIME) < lengths.unsqueeze(1),
+    )
+
+
+def score(responses: Responses) -> Float[Tensor, " batch"]:
+    """The table's entry for each prompt and response: a score function for `collect` and PPO."""
+    rows = zip(responses.prompt_ids[:, -1].tolist(), responses.ids, responses.mask, strict=True)
+    found = [SCORES[p - 1, _NUMBER[tuple(ids[mask].tolist())]] for p, ids, mask in rows]
+    return torch.stack(found)
+
+
+def log_probs(policy: PolicyWithValue) -> Float[Tensor, "prompts responses"]:
+    """log pi(response | prompt) of all 2 * 40, with gradient: their exponentials sum to 1."""
+    rows = []
+    for prompt in range(len(PROMPTS)):
+        listed = responses(prompt)
+        logits, _, _ = evaluate(policy, listed)
+        rows.append(sequence_log_prob(token_log_probs(logits, listed.ids), listed.mask))
+    return torch.stack(rows)
+
+
+def optimum(
+    ref_log_probs: Float[Tensor, "prompts responses"],
+    scores: Float[Tensor, "prompts responses"] = SCORES,
+    *,
+    beta: float,
+) -> Float[Tensor, "prompts responses"]:
+    """log pi*, where pi* maximises E[score] - beta * KL(pi || pi_ref) over all policies.
+
+    pi* is pi_ref * exp(score / beta), normalised: Ziegler et al. 2019, eq. 2 gives the objective,
+    Rafailov et al. 2023, eq. 4 its maximum.
+    """
+    return (ref_log_probs + scores / beta).log_softmax(-1)
+
+
+def total_variation(log_p: Tensor, log_q: Tensor) -> float:
+    """Half the sum of |p - q|, in [0, 1]; of the two prompts the larger."""
+    return float((0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)).max())
