@@ -1,4 +1,4 @@
-# make lab | demo | test | slow | browser | lint | bench | notebooks | site | data: each sets up .venv by itself when needed.
+# make lab | demo | quick | test | slow | soak | browser | lint | bench | notebooks | site | data: each sets up .venv by itself when needed.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -7,16 +7,20 @@ READY := $(VENV)/.ready
 PYTEST := -m pytest --numprocesses 2
 # Sums in another order, as on other processors: stored outputs must not turn on a last bit.
 OTHER_CPU := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
-# Tests never ask the network and draw no bars.
-QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1 OMP_NUM_THREADS=1
+# Tests never ask the network and draw no bars; the processes that they start find compiled modules.
+QUIET := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1 OMP_NUM_THREADS=1
 
-.PHONY: lab demo test slow browser lint bench notebooks site data
+.PHONY: lab demo quick test slow soak browser lint bench notebooks site data
 
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks/00_start_here.ipynb
 
 demo: $(READY)
 	$(RUN) -m minippo demo
+
+# A minute: the units of mathematics, rollout, loss, trainer and checks.
+quick: $(READY)
+	$(QUIET) $(RUN) $(PYTEST) --dist loadfile --quick
 
 test: $(READY)
 	$(QUIET) $(RUN) $(PYTEST) --dist loadfile
@@ -25,6 +29,10 @@ slow: $(READY)
 	$(RUN) -m pip install --quiet --editable ".[homework]"
 	$(QUIET) $(RUN) $(PYTEST) --dist worksteal -m slow -rP tests
 	$(QUIET) $(OTHER_CPU) $(RUN) $(PYTEST) --dist loadfile notebooks
+
+# Every unit test with the large counts of kills, moves, seeds and steps: an hour.
+soak: $(READY)
+	$(QUIET) MINIPPO_SOAK=1 $(RUN) $(PYTEST) --dist worksteal -m "not browser" -rP tests
 
 browser: $(READY)
 	$(QUIET) $(RUN) -m pytest -m browser -rs tests/browser
