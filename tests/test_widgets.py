@@ -14,7 +14,7 @@ from PIL import Image
 
 from minippo import plots, widgets
 from minippo.widgets import EXPLORERS, Explorer, Question
-from tests.soak import soak
+from tests.soak import soak, until
 
 each_explorer = pytest.mark.parametrize("name", EXPLORERS)
 
@@ -193,8 +193,7 @@ def test_moves_that_came_too_late_are_skipped(monkeypatch):
         threads = [threading.Thread(target=explorer._moved, args=({},)) for _ in range(5)]
         for thread in threads:
             thread.start()
-        while explorer._asked < 5:
-            pass
+        until(lambda: explorer._asked == 5)
     for thread in threads:
         thread.join()
     assert len(drawn) == 1
