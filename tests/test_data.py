@@ -174,7 +174,7 @@ def test_a_hub_that_never_answers_is_given_up_soon_and_the_message_says_what_hel
                 server.accept()[0].close()
                 calls += 1
         print(f"{calls} calls")
-        assert 1 <= calls <= 2  # of three seconds each: the library tries a second time, and no more
+        assert 1 <= calls <= 2  # of three seconds each: the library tries twice
 
 
 def test_offline_a_data_set_that_is_not_cached_is_refused(monkeypatch, tmp_path):
