@@ -1,4 +1,5 @@
-# make lab | demo | test | slow | other | soak | browser | lint | bench | notebooks | site | data: each sets up .venv by itself when needed.
+# make lab | demo | quick | test | slow | other | soak | browser | lint | bench | notebooks | site | data:
+# each sets up .venv by itself when needed.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -10,16 +11,20 @@ OTHER_CPU := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
 # In every lesson training or sampling decides; a third of them take their turn, by the commit's hash.
 MINIPPO_TURN ?= $(shell echo $$((0x$$(git rev-parse --short HEAD || echo 0) % 3)))
 LESSONS = $(shell ls notebooks/*.ipynb | awk '(NR - 1) % 3 == "$(MINIPPO_TURN)" || "$(MINIPPO_TURN)" == "all"')
-# Tests never ask the network and draw no bars.
-QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1 OMP_NUM_THREADS=1
+# Tests never ask the network and draw no bars; the processes that they start find compiled modules.
+QUIET := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1 OMP_NUM_THREADS=1
 
-.PHONY: lab demo test slow other soak browser lint bench notebooks site data
+.PHONY: lab demo quick test slow other soak browser lint bench notebooks site data
 
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks/00_start_here.ipynb
 
 demo: $(READY)
 	$(RUN) -m minippo demo
+
+# A minute: the units of mathematics, rollout, loss, trainer and checks.
+quick: $(READY)
+	$(QUIET) $(RUN) $(PYTEST) --dist loadfile --quick
 
 test: $(READY)
 	$(QUIET) $(RUN) $(PYTEST) --dist loadfile
@@ -34,8 +39,9 @@ other: $(READY)
 	$(QUIET) $(OTHER_CPU) $(RUN) $(PYTEST) --dist loadfile $(or $(LESSONS),MINIPPO_TURN=$(MINIPPO_TURN)) \
 		|| { echo 'Again: make other MINIPPO_TURN=$(MINIPPO_TURN)'; false; }
 
-# Before a release: what takes turns elsewhere, all of it.
+# Before a release: the large counts of kills, moves, seeds and steps, and every lesson's turn: an hour.
 soak: $(READY)
+	$(QUIET) MINIPPO_SOAK=1 $(RUN) $(PYTEST) --dist worksteal -m "not browser" -rP tests
 	$(MAKE) other MINIPPO_TURN=all
 
 browser: $(READY)

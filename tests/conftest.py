@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import jaxtyping
@@ -18,6 +19,23 @@ hypothesis.settings.register_profile(
     "minippo", deadline=None, derandomize=True, database=None, max_examples=50
 )
 hypothesis.settings.load_profile("minippo")
+
+
+# The mathematics, rollout, loss, trainer and checks; the dearest file first, for two processes.
+QUICK = """
+    checks trainer rollout ppo fuzz advantages alternatives kl log_probs losses masking reward_model
+    sft validate checks_advantages checks_alternatives checks_exercises checks_hacking checks_kl
+    checks_practice
+""".split()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="the units of QUICK alone: a minute")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.quick:  # nothing else is even collected
+        config.args = [str(Path(__file__).with_name(f"test_{name}.py")) for name in QUICK]
 
 
 @pytest.fixture(autouse=True)

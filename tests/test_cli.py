@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from minippo.ppo import PPOConfig
 from minippo.rollout import load_score
 from minippo.trainer import PPOTrainer
 from tests import tiny
+from tests.soak import soak, until
 
 SMALL = (
     "--rollout_size 6 --minibatch_size 3 --max_new_tokens 5 --learning_rate 0.003 --save_every 2"
@@ -173,9 +173,8 @@ def test_ctrl_c_saves_a_step_boundary_and_says_how_to_go_on(work):
     command = [sys.executable, "-m", "minippo", *train("--n_steps", "5000")]
     settings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(command, cwd=work, env=settings, stderr=subprocess.PIPE, text=True)
-    while not (work / "run.previous").exists():  # two steps are done and saved
-        time.sleep(0.2)
-        assert process.poll() is None
+    until((work / "run.previous").exists)  # two steps are done and saved
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130
@@ -187,7 +186,7 @@ def test_ctrl_c_saves_a_step_boundary_and_says_how_to_go_on(work):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(soak(2, 5)))
 def test_the_demo_goes_most_of_the_way_to_the_best_gold_reward(seed):
     from dataclasses import replace
 

@@ -15,14 +15,7 @@ from PIL import Image
 from minippo import plots, widgets
 from tests import tiny
 from tests.shapes import refuses
-
-
-def until(condition):
-    """Wait for the other thread, ten seconds at most."""
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+from tests.soak import until
 
 
 class Gate:

@@ -114,7 +114,8 @@ def test_a_file_that_cannot_be_imported_fails_with_the_reason(tmp_path, text, sa
     ],
 )
 def test_a_file_that_floods_the_pipe_ends_and_fails(tmp_path, monkeypatch, text, times):
-    monkeypatch.setattr(grade, "EACH", 4.0)
+    monkeypatch.setattr(grade, "EACH", 1.5)
+    monkeypatch.setattr(grade, "MOST", 2**20)  # every one of them sends more
     program = """
 import os
 def kl_k1(p, q):

@@ -273,7 +273,7 @@ def test_an_unknown_name_offline_names_what_there_is():
 
 # A hub that takes connections and never answers, and one process that loads three models.
 SILENT_HUB = """
-import json, os, socket, sys, threading, time
+import json, os, socket, sys, threading
 server, calls = socket.create_server(("127.0.0.1", 0)), []
 def listen():
     while True:
@@ -284,18 +284,17 @@ import peft
 from minippo.models import load_policy
 for name in sys.argv[1:]:
     calls.clear()
-    begin = time.monotonic()
     try:
         said = type(load_policy(name)[0]).__name__
     except ValueError as error:
         said = str(error)
-    print(json.dumps([name, said, len(calls), time.monotonic() - begin]))
+    print(json.dumps([name, said, len(calls)]))
 """
 
 
 @pytest.fixture(scope="module")
 def with_a_silent_hub(tmp_path_factory):
-    """What loading says, how often it asked the hub and its seconds: a folder, cached, unknown."""
+    """What loading says, and how often it asked the hub: a folder, cached, unknown."""
     pytest.importorskip("peft")
     home = tmp_path_factory.mktemp("home")
     cached = home / "hub" / "models--someone--cached"
@@ -317,15 +316,14 @@ def with_a_silent_hub(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["folder", "cached"])
 def test_what_is_here_never_asks_the_network_with_peft_installed_too(with_a_silent_hub, name):
-    said, calls, _ = with_a_silent_hub[name]
+    said, calls = with_a_silent_hub[name]
     assert (said, calls) == ("PolicyWithValue", 0)
 
 
 def test_an_unknown_name_is_asked_for_once_and_soon_given_up(with_a_silent_hub):
-    said, calls, seconds = with_a_silent_hub["unknown"]
+    said, calls = with_a_silent_hub["unknown"]
     assert said.startswith("load_policy: name must be a shipped model (tiny-gpt2-base")
-    assert calls == 1  # no retries: one wait of three seconds
-    assert seconds < 15  # a guard against hanging: the libraries by themselves take 23 to 46
+    assert calls == 1  # no retries, which take the libraries 23 to 46 seconds: one wait of three
 
 
 # ---- what ships

@@ -18,6 +18,8 @@ from minippo.trainer import PPOTrainer
 from minippo.worlds.enumerable import EOS, PROMPTS, RESPONSES, SCORES, TIME
 
 slow = pytest.mark.slow
+# Annotations are enforced on every function elsewhere; here they would double the time.
+plain = pytest.mark.usefixtures("without_hook")
 BETA = 1.0
 
 
@@ -101,6 +103,7 @@ def seeds(*others):
     return pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=slow) for s in others)])
 
 
+@plain
 @seeds(1, 2, 3, 4)
 def test_ppo_arrives_at_the_reference_times_the_exponential_of_the_reward(seed):
     # Measured for seeds 0 to 4: .016 to .028 after 100 steps; 60 steps are not enough (.031 to .070
@@ -110,6 +113,7 @@ def test_ppo_arrives_at_the_reference_times_the_exponential_of_the_reward(seed):
     assert after < 0.05
 
 
+@plain
 @pytest.mark.parametrize(
     "estimator", ["exact", pytest.param("k2", marks=slow), pytest.param("k3", marks=slow)]
 )

@@ -17,6 +17,7 @@ from PIL import Image
 
 from minippo import plots
 from minippo.checks import definitions
+from tests.soak import soak
 from tests.test_widgets import some_rows
 
 # `plots.combined_loss` is the function of that name, and hides its module.
@@ -776,7 +777,7 @@ def test_a_notebook_stores_the_same_pixels_in_fewer_bytes():
 
 def test_nothing_is_left_open_in_pyplot():
     picture = plots.Clipping()
-    for i in range(500):
+    for i in range(soak(12, 500)):
         picture.move(ratio=0.05 + i / 300)
         picture.png()
     assert pyplot.get_fignums() == []

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -84,13 +83,11 @@ def test_two_processes_give_the_run_of_one(tmp_path, changes):
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "says"), [("raises", "this rank's own error"), ("dies", "-9")])
 def test_a_rank_that_fails_ends_the_run_with_its_own_error(tmp_path, how, says):
-    # The other rank waits for it in a gather meanwhile: it must be ended, too.
-    begin = time.monotonic()
+    # The other rank waits in a gather meanwhile: it must be ended, too, or `launch` gives up.
     done = launch(tmp_path / "two", {"max_new_tokens": 8}, how)
     assert done.returncode != 0
     assert says in done.stderr
     assert not (tmp_path / "two").exists()
-    assert time.monotonic() - begin < 120
 
 
 @pytest.mark.slow
