@@ -1,8 +1,8 @@
 """From files to texts: the shipped folder, whose files are verified, and files of your own."""
 
+import bz2
 import hashlib
 import json
-import lzma
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,18 +21,18 @@ SHIPPED_STUDIES = ("bugs", "hacking", "limits", "alternatives")
 
 
 def read(path: Path) -> bytes:
-    """A file's content: what is packed in a .xz."""
+    """A file's content; a .bz2 is unpacked."""
     content = path.read_bytes()
     try:
-        return lzma.decompress(content) if path.suffix == ".xz" else content
-    except lzma.LZMAError:
+        return bz2.decompress(content) if path.suffix == ".bz2" else content
+    except (OSError, ValueError):
         return content  # damaged, so its sha256 is not the one that is asked for
 
 
 def write(path: Path, content: bytes) -> None:
-    """A file of that content, packed if it ends in .xz."""
-    packed = path.suffix == ".xz"
-    path.write_bytes(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME) if packed else content)
+    """A file of that content, packed if it ends in .bz2."""
+    packed = path.suffix == ".bz2"
+    path.write_bytes(bz2.compress(content) if packed else content)
 
 
 def sha256(path: Path) -> str:
@@ -64,12 +64,12 @@ def shipped(name: str) -> Path:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """One JSON object a line; a .xz is unpacked."""
+    """One JSON object a line; a .bz2 is unpacked."""
     return [json.loads(line) for line in read(path).splitlines()]
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line, UTF-8, readable; packed if it ends in .xz."""
+    """One JSON object a line, UTF-8, readable; packed if it ends in .bz2."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     write(path, "".join(lines).encode("utf-8"))
 
@@ -96,9 +96,9 @@ def load_prompts(source: str | Path) -> list[str]:
     """Prompts from a shipped name, a file or folder of yours, or a data set of the hub.
 
     Files: JSON Lines, CSV, Parquet, or plain text, of which each line that is not blank is a
-    prompt; packed or not (.jsonl.gz, .jsonl.xz). Folders and hub data sets: what `datasets` makes
-    of them, their split "train". Tables need a column "prompt", or say which: "reviews.csv:text",
-    "stanfordnlp/imdb:text".
+    prompt; packed or not (.jsonl.gz, .jsonl.bz2, .jsonl.xz). Folders and hub data sets: what
+    `datasets` makes of them, their split "train". Tables need a column "prompt", or say which:
+    "reviews.csv:text", "stanfordnlp/imdb:text".
 
     Raises:
         ValueError: no such file and no such data set, or the hub cannot be reached (found out in
@@ -131,7 +131,7 @@ def load_prompts(source: str | Path) -> list[str]:
 def _kind(path: Path) -> str | None:
     """How `datasets`, which unpacks by itself, reads a file: by its ending."""
     kinds = {".jsonl": "json", ".json": "json", ".txt": "text", ".csv": "csv"}
-    name = path.stem if path.suffix in (".gz", ".xz") else path.name
+    name = path.stem if path.suffix in (".bz2", ".gz", ".xz") else path.name
     return (kinds | {".parquet": "parquet"}).get(Path(name).suffix)
 
 
@@ -143,7 +143,7 @@ def _load_table(place: str) -> Any:
         must = "be a file or folder that exists, a hub data set (owner/name), or "
         fail("load_prompts", "source", f"{must}one of prompts-train, prompts-held-out", place)
     if path.is_file() and kind is None:
-        must = "end in .jsonl, .json, .csv, .parquet or .txt (or that and .gz or .xz)"
+        must = "end in .jsonl, .json, .csv, .parquet or .txt (or that and .bz2, .gz or .xz)"
         fail("load_prompts", "source", must, path.name)
     if path.is_file() and not path.stat().st_size:
         fail("load_prompts", path.name, "hold at least one prompt", "an empty file")

@@ -55,11 +55,11 @@ def test_a_study_makes_the_row_of_its_first_case_as_the_shipped_rows_are(
     monkeypatch.setattr(STUDIES[name], "make_rows", make_one)
     (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
     build(monkeypatch, "studies", name, "--out", tmp_path)
-    (made,) = read_jsonl(tmp_path / "studies" / f"{name}.jsonl.xz")
+    (made,) = read_jsonl(tmp_path / "studies" / f"{name}.jsonl.bz2")
     (shipped,) = [row for row in load_study(name) if row["case"] == made["case"]]
     assert made.keys() == shipped.keys()
     listed = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["files"]
-    assert list(listed) == [f"studies/{name}.jsonl.xz"]
+    assert list(listed) == [f"studies/{name}.jsonl.bz2"]
 
 
 @pytest.mark.parametrize("bug", bugs.CASES)

@@ -1,10 +1,10 @@
 """Prompts from files of four kinds, and shipped files that are what the manifest says."""
 
+import bz2
 import contextlib
 import gzip
 import hashlib
 import json
-import lzma
 import socket
 from types import SimpleNamespace
 
@@ -43,10 +43,10 @@ def test_sha256_is_the_published_one(tmp_path):
 
 
 def test_a_packed_file_has_the_rows_and_the_sha256_of_what_is_in_it(tmp_path):
-    plain, packed = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.xz"
+    plain, packed = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.bz2"
     write_jsonl(plain, ROWS * 100)
     write_jsonl(packed, ROWS * 100)
-    assert lzma.decompress(packed.read_bytes()) == plain.read_bytes()
+    assert bz2.decompress(packed.read_bytes()) == plain.read_bytes()
     assert packed.stat().st_size < plain.stat().st_size / 10
     assert read_jsonl(packed) == read_jsonl(plain) == ROWS * 100
     assert sha256(packed) == sha256(plain) == hashlib.sha256(plain.read_bytes()).hexdigest()
@@ -56,7 +56,7 @@ def test_a_packed_file_has_the_rows_and_the_sha256_of_what_is_in_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", ["jsonl", "json", "csv", "parquet", "txt", "jsonl.gz", "jsonl.xz", "txt.gz"]
+    "kind", ["jsonl", "json", "csv", "parquet", "txt", "jsonl.gz", "jsonl.bz2", "txt.gz"]
 )
 def test_prompts_come_from_every_kind_of_file(tmp_path, monkeypatch, kind):
     datasets = pytest.importorskip("datasets")
@@ -69,7 +69,7 @@ def test_prompts_come_from_every_kind_of_file(tmp_path, monkeypatch, kind):
         path.write_bytes(gzip.compress(lines))
     elif kind == "jsonl.gz":
         path.write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
-    elif kind in ("jsonl", "jsonl.xz"):
+    elif kind in ("jsonl", "jsonl.bz2"):
         write_jsonl(path, ROWS)
     elif kind == "json":
         path.write_text(json.dumps(ROWS), encoding="utf-8")
@@ -229,10 +229,10 @@ def test_an_altered_text_is_refused_by_its_name(folder):
 
 
 def test_a_damaged_packed_text_is_refused_by_its_name(folder):
-    (folder / "preferences.jsonl.xz").write_bytes(lzma.compress(b"{}")[:-9])
-    listed = '{"files": {"preferences.jsonl.xz": {"sha256": ""}}}'
+    (folder / "preferences.jsonl.bz2").write_bytes(bz2.compress(b"{}")[:-9])
+    listed = '{"files": {"preferences.jsonl.bz2": {"sha256": ""}}}'
     (folder / "manifest.json").write_text(listed, encoding="utf-8")
-    with refuses("shipped: data/preferences.jsonl.xz", "another content"):
+    with refuses("shipped: data/preferences.jsonl.bz2", "another content"):
         load_texts("preferences")
 
 

@@ -163,9 +163,9 @@ def judge(prompts, responses):
 
 
 def judge(*, fails, how="raise RuntimeError('the judge is not there')"):
-    Path("judge.py").write_text(
-        JUDGE.replace("FAILS", str(fails)).replace("HOW", how), encoding="utf-8"
-    )
+    # Python takes a file of the same size and second for the one that it has compiled before.
+    text = JUDGE.replace("FAILS", str(fails)).replace("HOW", how) + "#" * fails
+    Path("judge.py").write_text(text, encoding="utf-8")
     Path("calls.txt").unlink(missing_ok=True)
 
 

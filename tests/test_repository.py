@@ -160,7 +160,7 @@ def test_the_manifest_lists_every_shipped_file_with_its_size():
     files = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))["files"]
     there = {
         f.relative_to(DATA).as_posix(): f.stat().st_size
-        for pattern in ("*.jsonl*", "tiny-gpt2-*/*", "runs/*", "studies/*.xz")
+        for pattern in ("*.jsonl*", "tiny-gpt2-*/*", "runs/*", "studies/*.bz2")
         for f in DATA.glob(pattern)
     }
     assert {name: record["bytes"] for name, record in files.items()} == there

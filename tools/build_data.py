@@ -117,7 +117,7 @@ def build_world(out: Path) -> None:
     prompts = [rng.choice(world.PROMPTS_TRAIN) for _ in range(N_DEMONSTRATIONS)]
     responses = [world.demonstration(prompt, rng) for prompt in prompts]
     rows = [{"prompt": p, "response": r} for p, r in zip(prompts, responses, strict=True)]
-    write_jsonl(out / "demonstrations.jsonl.xz", rows)
+    write_jsonl(out / "demonstrations.jsonl.bz2", rows)
     config = FitConfig(epochs=DEMONSTRATION_EPOCHS, minibatch_size=64, learning_rate=5e-4)
     sft = GPT2LMHeadModel.from_pretrained(out / "tiny-gpt2-base", dtype=torch.float32)
     train_sft(PolicyWithValue(sft), encode(tokenizer, prompts, responses), config)
@@ -143,7 +143,7 @@ def build_world(out: Path) -> None:
         annotator,
         SEEDS["pairs"] + 1,
     )
-    write_jsonl(out / "preferences.jsonl.xz", train)
+    write_jsonl(out / "preferences.jsonl.bz2", train)
 
     say("reward model")
     torch.manual_seed(SEEDS["models"])
@@ -169,8 +169,8 @@ def build_world(out: Path) -> None:
 def build_runs(out: Path) -> None:
     """The recorded runs that are not there yet; then the manifest lists them."""
     for name in RUNS:
-        if not (out / "runs" / f"{name}.json.xz").exists():
-            record_run(name, out / "runs" / f"{name}.json.xz")
+        if not (out / "runs" / f"{name}.json.bz2").exists():
+            record_run(name, out / "runs" / f"{name}.json.bz2")
     update_manifest(out)
 
 
@@ -178,7 +178,7 @@ def build_studies(out: Path, names: Sequence[str]) -> None:
     """The rows that are not there yet, of some studies; then the manifest lists their files."""
     torch.set_num_threads(1)  # the same numbers, however many of them run at a time
     for name in names:
-        import_module(f"studies.{name}").main(out / "studies" / f"{name}.jsonl.xz")
+        import_module(f"studies.{name}").main(out / "studies" / f"{name}.jsonl.bz2")
     update_manifest(out)
 
 
@@ -413,7 +413,7 @@ def update_manifest(out: Path) -> None:
 
 def list_files(out: Path) -> Figures:
     """Size of each shipped file, and sha256 of its content."""
-    parts = ("*.jsonl*", "tiny-gpt2-*/*", "runs/*.json.xz", "studies/*.jsonl.xz")
+    parts = ("*.jsonl*", "tiny-gpt2-*/*", "runs/*.json.bz2", "studies/*.jsonl.bz2")
     files = sorted(f for part in parts for f in out.glob(part) if f.is_file())
     return {
         f.relative_to(out).as_posix(): {"bytes": f.stat().st_size, "sha256": sha256(f)}

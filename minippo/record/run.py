@@ -69,7 +69,7 @@ def load_run(source: str | Path) -> Run:
         must = f"be of version {VERSION}, which minippo {__version__} reads"
         fail("load_run", path.name, must, f"{run.get('version')} (minippo {run.get('minippo')})")
     try:
-        return _parsed(Path(path.name.removesuffix(".xz")).stem, run)
+        return _parsed(Path(path.name.removesuffix(".bz2")).stem, run)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         fail("load_run", path.name, "hold every part of a run", f"{type(error).__name__} {error}")
 
