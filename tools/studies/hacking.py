@@ -117,7 +117,7 @@ def ensemble(seed: int, how: Any) -> Score:
 
 
 def in_order(scores: Tensor, gold: Tensor) -> float:
-    """Return the share of same-prompt pairs, of different gold, that the scores order correctly.
+    """Return the share of same-prompt pairs with different gold that the scores order correctly.
 
     Both are [prompts, answers]; all pairs of answers to a prompt count.
     """
