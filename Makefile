@@ -1,17 +1,17 @@
 # make lab | demo | quick | test | slow | other | soak | browser | lint | bench | notebooks | site | data:
-# each sets up .venv by itself when needed.
+# each sets up .venv when needed.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# Two processes of one thread each (QUIET), for two cores. Cells of a notebook need `--dist loadfile`.
+# Two processes with one thread each (QUIET), for two cores. A notebook's cells need `--dist loadfile`.
 PYTEST := -m pytest --numprocesses 2
-# Sums in another order, as on other processors: stored outputs must not turn on a last bit.
+# Sums in another order, as on other processors: stored outputs must not depend on the last bit.
 OTHER_CPU := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
-# In every lesson training or sampling decides; a third of them take their turn, by the commit's hash.
+# Every lesson trains or samples. Each commit's hash selects a third of them.
 MINIPPO_TURN ?= $(shell echo $$((0x$$(git rev-parse --short HEAD || echo 0) % 3)))
 LESSONS = $(shell ls notebooks/*.ipynb | awk '(NR - 1) % 3 == "$(MINIPPO_TURN)" || "$(MINIPPO_TURN)" == "all"')
-# Tests never ask the network and draw no bars; the processes that they start find compiled modules.
+# Tests never use the network and draw no progress bars; the processes they start find compiled modules.
 QUIET := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1 OMP_NUM_THREADS=1
 
 .PHONY: lab demo quick test slow other soak browser lint bench notebooks site data
@@ -22,7 +22,7 @@ lab: $(READY)
 demo: $(READY)
 	$(RUN) -m minippo demo
 
-# A minute: the units of mathematics, rollout, loss, trainer and checks.
+# One minute: unit tests of the mathematics, rollout, loss, trainer and checks.
 quick: $(READY)
 	$(QUIET) $(RUN) $(PYTEST) --dist loadfile --quick
 
@@ -34,12 +34,12 @@ slow: $(READY)
 	$(QUIET) $(RUN) $(PYTEST) --dist worksteal -m slow -rP tests
 	$(MAKE) other
 
-# Turn 0, 1, 2 or all of the lessons, with sums in another order.
+# One third of the lessons (0, 1 or 2) or all of them, with sums in another order.
 other: $(READY)
 	$(QUIET) $(OTHER_CPU) $(RUN) $(PYTEST) --dist loadfile $(or $(LESSONS),MINIPPO_TURN=$(MINIPPO_TURN)) \
-		|| { echo 'Again: make other MINIPPO_TURN=$(MINIPPO_TURN)'; false; }
+		|| { echo 'To repeat: make other MINIPPO_TURN=$(MINIPPO_TURN)'; false; }
 
-# Before a release: the large counts of kills, moves, seeds and steps, and every lesson's turn: an hour.
+# Before a release: many kills, moves, seeds and steps, and every lesson in another order. One hour.
 soak: $(READY)
 	$(QUIET) MINIPPO_SOAK=1 $(RUN) $(PYTEST) --dist worksteal -m "not browser" -rP tests
 	$(MAKE) other MINIPPO_TURN=all
@@ -47,11 +47,13 @@ soak: $(READY)
 browser: $(READY)
 	$(QUIET) $(RUN) -m pytest -m browser -rs tests/browser
 
+# The last command refuses the words in tools/words.txt, also inside names. Lessons and mistakes are still exempt.
 lint: $(READY)
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	$(RUN) -m codespell_lib
+	$(RUN) -m codespell_lib --dictionary tools/words.txt --regex '[A-Z]?[a-z]+' --skip ./notebooks,./minippo/checks/mistakes,./tools/words.txt
 
 bench: $(READY)
 	$(RUN) -m pip install --quiet --editable ".[bench]"
@@ -61,7 +63,7 @@ notebooks: $(READY)
 	$(RUN) tools/execute.py
 	$(RUN) tools/cheat_sheet.py
 
-# The rendered course and the package's reference, in build/site.
+# The rendered course and the package reference, in build/site.
 site: $(READY)
 	$(RUN) -m pip install --quiet --editable ".[docs]"
 	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs . build/site
@@ -70,7 +72,7 @@ data: $(READY)
 	$(RUN) tools/build_data.py world
 
 $(READY): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"minippo needs Python 3.11 or newer, got {v}. Say which: make $(MAKECMDGOALS) PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"minippo needs Python 3.11 or newer, got {v}. Name one: make $(MAKECMDGOALS) PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --requirement requirements.txt
 	@touch $(READY)

@@ -1,4 +1,4 @@
-"""The site: the course as it is stored, minippo's reference, the cheat sheet. `make site`."""
+"""Build the site: the course as stored, minippo's reference, the cheat sheet (`make site`)."""
 
 import sys
 import tomllib
@@ -13,15 +13,15 @@ project, author, release = "minippo", "The minippo authors", minippo.__version__
 copyright = "The minippo authors. Code: MIT. Text and data: CC BY 4.0"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-# The sources stay where readers of the repository find them: this file is beside them, not above.
+# The sources stay where readers of the repository find them: next to this file, not below it.
 include_patterns = ["docs/*.md", "notebooks/[0-9][0-9]_*.ipynb", "notebooks/cheat_sheet.md"]
 root_doc = "docs/index"
 
-nb_execution_mode = "off"  # outputs are stored, and compared by the tests
+nb_execution_mode = "off"  # outputs are stored, and the tests compare them
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
-# Headings of lessons begin at "#" and go on as they like; links to files of the repository stay.
+# Lessons' headings start at "#" and may skip levels; links to repository files are kept.
 suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_type"]
 
 autodoc_member_order = "bysource"

@@ -1,9 +1,9 @@
 """Set the repository's address everywhere: `python tools/address.py https://github.com/OWNER/NAME`.
 
-Notebooks get it in their first cell, which installs minippo on Colab, and the lessons a link that
-opens them there (words, not a picture: no page of the course fetches anything); README its badges,
-CITATION.cff and pyproject.toml their URLs. Another address replaces the first one; an empty one,
-`python tools/address.py ""`, takes all of it out again.
+Notebooks get it in their first cell, which installs minippo on Colab; lessons get a link that opens
+them there (words, not a picture, because no page of the course fetches anything); README gets
+badges, CITATION.cff and pyproject.toml get URLs. A second address replaces the first; an empty one,
+`python tools/address.py ""`, removes everything again.
 """
 
 import re
@@ -16,7 +16,7 @@ COLAB = "https://colab.research.google.com/github"
 
 
 def notebook(text: str, address: str, link: str) -> str:
-    """The file's text with SOURCE set and, below the title, the link."""
+    """Return the notebook's text with SOURCE set and the link below the title."""
     text = re.sub(r'"SOURCE = \\".*?\\"', lambda _: rf'"SOURCE = \"{address}\"', text, count=1)
     title = re.compile(
         r'^( +)("# \d\d · .*\\n",\n)( +"\\n",\n +"\[Open in Colab\].*\n)?', re.MULTILINE
@@ -26,7 +26,7 @@ def notebook(text: str, address: str, link: str) -> str:
 
 
 def readme(text: str, address: str, site: str, link: str) -> str:
-    """Badges between the title and the first paragraph."""
+    """Put badges between the title and the first paragraph."""
     badges = (
         f"[![tests]({address}/actions/workflows/tests.yml/badge.svg)]({address}/actions) "
         f"[![open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link}) "
@@ -38,13 +38,13 @@ def readme(text: str, address: str, site: str, link: str) -> str:
 
 
 def citation(text: str, address: str, site: str) -> str:
-    """Two fields before the licence."""
+    """Put two fields before the licence."""
     fields = f'repository-code: "{address}"\nurl: "{site}"\n' if address else ""
     return re.sub(r"(repository-code: .*\nurl: .*\n)?(?=license: )", fields, text, count=1)
 
 
 def pyproject(text: str, address: str, site: str) -> str:
-    """A table before the scripts."""
+    """Put a table before the scripts."""
     table = f'[project.urls]\nRepository = "{address}"\nDocumentation = "{site}"\n\n'
     return re.sub(
         r"(\[project\.urls\]\n(.+\n)+\n)?(?=\[project\.scripts\])",
@@ -55,10 +55,10 @@ def pyproject(text: str, address: str, site: str) -> str:
 
 
 def set_address(root: Path, address: str) -> list[Path]:
-    """Rewrite the files of a checkout; those that changed.
+    """Rewrite the files of a checkout; return those that changed.
 
     Raises:
-        ValueError: not an address of the form https://github.com/OWNER/NAME.
+        ValueError: The address is not of the form https://github.com/OWNER/NAME.
     """
     match = ADDRESS.fullmatch(address.removesuffix("/").removesuffix(".git"))
     if address and not match:

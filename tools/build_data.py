@@ -1,10 +1,9 @@
 """Make everything in data/ from seeds: python tools/build_data.py world|runs|studies [NAME].
 
 world: texts, tokenizer, the three tiny GPT-2s, the manifest (sizes, sha256, versions, figures) and
-the figures of the data card; how long it took is among them. runs: recorded PPO runs, one file a
-run; a run whose file is there is not made again: delete it first. studies: the experiments of
-tools/studies, a row a run, each on one thread; `studies NAME` goes on with one of them. Needs no
-network and no GPU.
+the data card's figures, which include the build time. runs: recorded PPO runs, one file per run;
+delete a run's file to make it again. studies: the experiments of tools/studies, one row per run,
+each on one thread; `studies NAME` continues one of them. Needs no network and no GPU.
 """
 
 import argparse
@@ -58,7 +57,7 @@ N_BASE, N_HELD_OUT = 150_000, 2_000
 N_DEMONSTRATIONS, DEMONSTRATION_EPOCHS = 4_000, 3
 N_PAIRS, N_HELD_OUT_PAIRS = 20_000, 4_000
 RECORDED_PROMPTS = world.PROMPTS_HELD_OUT[::8]
-RUNS = {  # name -> configuration, steps, steps between two records of the responses
+RUNS = {  # name -> configuration, steps, steps between recorded responses
     "healthy": (DEMO, STEPS, 1),
     "no-kl": (replace(DEMO, kl_coef=0.0, total_steps=None), 60, 3),
     "high-lr": (replace(DEMO, learning_rate=1e-2), STEPS, 1),
@@ -70,10 +69,10 @@ def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["world", "runs", "studies"])
-    parser.add_argument("names", nargs="*", choices=[[], *SHIPPED_STUDIES], help="of studies")
+    parser.add_argument("names", nargs="*", choices=[[], *SHIPPED_STUDIES], help="name of a study")
     parser.add_argument("--out", type=Path, default=DATA, help="the folder to write to")
     options = parser.parse_args()
-    os.environ["ACCELERATE_USE_CPU"] = "1"  # the shipped numbers are the CPU's, on every machine
+    os.environ["ACCELERATE_USE_CPU"] = "1"  # shipped numbers come from the CPU on every machine
     if options.what == "studies":
         return build_studies(options.out, options.names or SHIPPED_STUDIES)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -81,7 +80,7 @@ def main() -> None:
 
 
 def build_world(out: Path) -> None:
-    """Texts, tokenizer, base model, supervised fine-tuning, pairs, reward model, measurements."""
+    """Build texts, tokenizer, base and SFT model, pairs and reward model, and measure them."""
     started, figures = time.time(), Figures()
 
     def say(text: str) -> None:
@@ -167,7 +166,7 @@ def build_world(out: Path) -> None:
 
 
 def build_runs(out: Path) -> None:
-    """The recorded runs that are not there yet; then the manifest lists them."""
+    """Record the missing runs, then list them in the manifest."""
     for name in RUNS:
         if not (out / "runs" / f"{name}.json.bz2").exists():
             record_run(name, out / "runs" / f"{name}.json.bz2")
@@ -175,15 +174,15 @@ def build_runs(out: Path) -> None:
 
 
 def build_studies(out: Path, names: Sequence[str]) -> None:
-    """The rows that are not there yet, of some studies; then the manifest lists their files."""
-    torch.set_num_threads(1)  # the same numbers, however many of them run at a time
+    """Make the missing rows of some studies, then list their files in the manifest."""
+    torch.set_num_threads(1)  # the same numbers, however many run at once
     for name in names:
         import_module(f"studies.{name}").main(out / "studies" / f"{name}.jsonl.bz2")
     update_manifest(out)
 
 
 def record_run(name: str, path: Path) -> None:
-    """PPO on the shipped world with a configuration of `RUNS`, recorded."""
+    """Record PPO on the shipped world with a configuration from `RUNS`."""
     config, n_steps, every = RUNS[name]
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     score = load_score("tiny-gpt2-reward", tokenizer)
@@ -203,7 +202,7 @@ def record_run(name: str, path: Path) -> None:
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE like GPT-2's, which also puts its end-of-text token in front of a prompt."""
+    """Train a byte-level BPE like GPT-2's that also puts its end-of-text token before a prompt."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -226,7 +225,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def model_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> GPT2Config:
-    """GPT-2's architecture, small; GPT-2's token conventions."""
+    """Return the configuration of a small GPT-2 with GPT-2's token conventions."""
     end = tokenizer.eos_token_id
     return GPT2Config(
         vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **SIZES, **changes
@@ -234,7 +233,7 @@ def model_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> GPT2Conf
 
 
 def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a transformers folder in float16, loaded as float32, and a tokenizer without blanks."""
+    """Write a transformers folder in float16, loaded as float32, with a compact tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -242,7 +241,7 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def compact(path: Path) -> None:
-    """The same JSON without its indentation: less than half the size."""
+    """Rewrite JSON without indentation, at less than half the size."""
     content = json.loads(path.read_bytes())
     write(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8"))
 
@@ -255,7 +254,7 @@ def make_pairs(
     annotator: world.Annotator,
     seed: int,
 ) -> list[dict[str, str]]:
-    """Two of the policy's responses to a prompt; the annotator (of equals, a coin) chooses."""
+    """Pair the policy's responses per prompt; the annotator (for equals, a coin) chooses."""
     rng = random.Random(seed)
     asked = [rng.choice(prompts) for _ in range(n)]
     texts = respond(policy, tokenizer, [p for p in asked for _ in range(2)], seed=seed)
@@ -270,7 +269,7 @@ def make_pairs(
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, str]]
 ) -> tuple[Responses, Responses]:
-    """(chosen, rejected) as tokens."""
+    """Return (chosen, rejected) as tokens."""
     prompts = [pair["prompt"] for pair in pairs]
     chosen, rejected = (
         encode(tokenizer, prompts, [pair[side] for pair in pairs])
@@ -283,13 +282,13 @@ def encode_pairs(
 
 
 def in_parts(responses: Responses, fn: Callable[[Responses], torch.Tensor]) -> torch.Tensor:
-    """A function of responses, 256 rows at a time."""
+    """Apply a function of responses to 256 rows at a time."""
     with torch.no_grad():
         return torch.cat([fn(responses[i : i + 256].trim()) for i in range(0, len(responses), 256)])
 
 
 def measure_world(held_out: list[str], corpus: list[str]) -> Figures:
-    """How large the world is, and how surprising to itself."""
+    """Measure how large the world is, and its surprise at its own texts."""
     words = [w for text in corpus[:30_000] for w in text.split()]
     surprise = torch.tensor([-world.log_prob(text) for text in held_out])
     return {
@@ -308,7 +307,7 @@ def measure_world(held_out: list[str], corpus: list[str]) -> Figures:
 def measure_base(
     policy: PolicyWithValue, tokenizer: PreTrainedTokenizerBase, texts: list[str]
 ) -> Figures:
-    """The model's surprise at held-out texts against the grammar's own, EOS included."""
+    """Compare the model's surprise at held-out texts with the grammar's own, including EOS."""
 
     def log_prob(r: Responses) -> torch.Tensor:
         return sequence_log_prob(token_log_probs(evaluate(policy, r)[0], r.ids), r.mask)
@@ -324,7 +323,7 @@ def measure_base(
 
 
 def measure_responses(policy: PolicyWithValue, tokenizer: PreTrainedTokenizerBase) -> Figures:
-    """What the model writes to held-out prompts, 40 responses to each."""
+    """Measure the model's responses to held-out prompts, 40 per prompt."""
     prompts = [prompt for prompt in world.PROMPTS_HELD_OUT for _ in range(40)]
     pairs = list(zip(prompts, respond(policy, tokenizer, prompts), strict=True))
     gold = torch.tensor([world.gold(p, r) for p, r in pairs])
@@ -344,11 +343,11 @@ def measure_reward_model(
     test: list[dict[str, str]],
     annotator: world.Annotator,
 ) -> Figures:
-    """Accuracy against the best possible under the annotator's noise, and calibration."""
+    """Measure calibration, and accuracy next to the best possible under the annotator's noise."""
     chosen, rejected = (in_parts(side, score_with(model)) for side in encode_pairs(tokenizer, test))
     p = [annotator.probability(x["prompt"], x["chosen"], x["rejected"]) for x in test]
     best = sum(max(q, 1 - q) for q in p) / len(p)
-    # Calibration: where the model is x % sure of a choice, is it right x % of the time?
+    # Calibration: when the model is x % sure of a choice, is it right x % of the time?
     sure = (chosen - rejected).abs().sigmoid()
     bins = torch.bucketize(sure, torch.tensor([0.6, 0.7, 0.8, 0.9]))
     table = [
@@ -377,7 +376,7 @@ def measure_reward_model(
 
 
 def best_gold(n: int = 4096) -> Figures:
-    """The mean over held-out prompts of the best gold among n of the grammar's own completions."""
+    """Return the mean over held-out prompts of the best gold of n grammar completions each."""
     rng, best = random.Random(0), []
     for prompt in world.PROMPTS_HELD_OUT:
         best.append(max(world.gold(prompt, r) for r in world.completions(prompt, n, rng)))
@@ -388,7 +387,7 @@ def best_gold(n: int = 4096) -> Figures:
 
 
 def write_manifest(out: Path, figures: Figures) -> None:
-    """manifest.json: what each file must be, and what was measured when it was made."""
+    """Write manifest.json: what each file must be, and what was measured when it was made."""
     manifest = {
         "files": list_files(out),
         "seeds": SEEDS,
@@ -404,7 +403,7 @@ def write_manifest(out: Path, figures: Figures) -> None:
 
 
 def update_manifest(out: Path) -> None:
-    """manifest.json with the files as they are now; the world's figures stay."""
+    """Update the files in manifest.json; keep the world's figures."""
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8")) | {
         "files": list_files(out)
     }
@@ -412,7 +411,7 @@ def update_manifest(out: Path) -> None:
 
 
 def list_files(out: Path) -> Figures:
-    """Size of each shipped file, and sha256 of its content."""
+    """Return each shipped file's size and the sha256 of its content."""
     parts = ("*.jsonl*", "tiny-gpt2-*/*", "runs/*.json.bz2", "studies/*.jsonl.bz2")
     files = sorted(f for part in parts for f in out.glob(part) if f.is_file())
     return {
@@ -422,7 +421,7 @@ def list_files(out: Path) -> Figures:
 
 
 def write_card(figures: Figures) -> None:
-    """Put the figures between the two marks of the data card."""
+    """Write the figures between the data card's two markers."""
     rows = ["| what | figure |", "|---|---|"]
     for group, values in figures.items():
         flat = values.items() if isinstance(values, dict) else [("", values)]

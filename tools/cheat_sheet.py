@@ -1,7 +1,7 @@
 """Build cheat_sheet.md from the lessons' summaries: `python tools/cheat_sheet.py`.
 
 Every lesson ends in one table (formula, code, range, healthy value, what goes wrong) and a list of
-words. Here they stand together, to be printed; nothing is written twice.
+words. This page collects them for printing; nothing is written twice.
 """
 
 import json
@@ -16,7 +16,7 @@ WORD = re.compile(
 
 
 def summary(path: Path) -> tuple[str, str]:
-    """The title of a lesson and the text of its summary; "" where it has none."""
+    """Return a lesson's title and the text of its summary, "" if it has none."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     found = re.search(r"^## Summary.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
@@ -24,7 +24,7 @@ def summary(path: Path) -> tuple[str, str]:
 
 
 def build() -> str:
-    """The whole page."""
+    """Return the whole page."""
     tables, words = [], dict[str, tuple[str, str]]()
     for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         title, text = summary(path)

@@ -1,8 +1,8 @@
-"""Run notebooks and store what they print: `python tools/execute.py [FILE ...]`, else all.
+"""Run notebooks and store what they print: `python tools/execute.py [FILE ...]`, default all.
 
-Stored are outputs and execution counts alone: no times, no progress bars, no widget's state (it
-would be one position of its sliders, dead without a kernel), so that a file changes only when what
-it says does. Each keeps the text that tests compare.
+Only outputs and execution counts are stored: no times, no progress bars and no widget state (one
+position of the sliders, dead without a kernel), so that a file changes only when its content does.
+Each keeps the text that tests compare.
 """
 
 import os

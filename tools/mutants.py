@@ -1,11 +1,11 @@
-"""Plant one-line mutants, one at a time, and report the share that the tests kill.
+"""Plant one-line mutants, one at a time, and report the share the tests kill.
 
 `python tools/mutants.py` takes a seeded sample of 150 over the mathematics, the loss, the rollout
 and the trainer, and runs each on the tests of its module (TESTS) until the first failure. A child
-process reads the mutant in place of the module's file; the checkout stays as it is.
+process reads the mutant instead of the module's file; the checkout does not change.
 
 A mutant's place in the sample is a hash of the seed, its function, its line and the change: code
-that moves to another module keeps its mutants, and two versions can be compared.
+that moves to another module keeps its mutants, so two versions can be compared.
 Needs `fork`: Linux or macOS.
 """
 
@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-# Each module's tests, by patterns: what a module is split into needs a line of its own here.
+# Each module's tests, by patterns. When a module is split, each part needs a line here.
 TESTS = {
     **{
         f"minippo/{name}.py": [f"tests/test_{name}.py", "tests/test_fuzz.py"]
@@ -47,14 +47,14 @@ TESTS = {
         f"tests/test_{name}.py" for name in ("trainer", "checkpoints", "faults", "memory")
     ],
 }
-# Imported once for all children; minippo itself is not, for conftest.py hooks into its import.
+# Imported once for all children, except minippo, because conftest.py hooks into its import.
 IMPORTS = (
     "torch accelerate accelerate.tracking beartype datasets hypothesis ipykernel jaxtyping "
     "matplotlib.figure nbval.plugin peft tokenizers tqdm.auto transformers.trainer "
     "transformers.models.gpt2.modeling_gpt2 transformers.models.llama.modeling_llama"
 ).split()
 OPTIONS = "-x -q -p no:cacheprovider -W ignore::pytest.PytestAssertRewriteWarning".split()
-SECONDS = 120  # of processor time; a mutant that takes longer hangs, and counts as killed
+SECONDS = 120  # processor time; a slower mutant hangs and counts as killed
 
 OPERATORS = {
     **{ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="},
@@ -72,7 +72,7 @@ NAMES |= {"detach": "clone", "cumsum": "cumprod", "mean": "sum", "sum": "mean"}
 
 
 class Mutant(NamedTuple):
-    """One line of a function or class, before and after, and the module's whole new text."""
+    """One changed line of a function or class, and the module's whole new text."""
 
     scope: str
     line: int
@@ -83,7 +83,7 @@ class Mutant(NamedTuple):
 
 
 def mutants(source: str) -> list[Mutant]:
-    """All mutants of a module's functions and classes, in the order of the source."""
+    """Return all mutants of a module's functions and classes, in source order."""
     tree, lines, found = ast.parse(source), source.encode().splitlines(keepends=True), set()
     tops = [x for x in tree.body if isinstance(x, ast.FunctionDef | ast.ClassDef)]
     for scope, node in (pair for top in tops for pair in _walk(top.name, top)):
@@ -99,7 +99,7 @@ def mutants(source: str) -> list[Mutant]:
 
 
 def _walk(scope: str, node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """The nodes that decide what is computed: no types, no texts, nothing that an error says."""
+    """Yield the nodes that decide what is computed: no types, texts or error messages."""
     yield scope, node
     if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.keyword) and node.arg == "strict"):
         return
@@ -116,7 +116,7 @@ def _walk(scope: str, node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _changes(node: Any, lines: list[bytes]) -> Iterator[tuple[int, int, int, str]]:
-    """What this node, without its parts, can become: a row, the bytes that go, what comes."""
+    """Yield this node's possible changes, without its parts: row, bytes removed, text inserted."""
     match node:
         case ast.BinOp():
             pairs = [(node.left, node.op, node.right)]
@@ -167,23 +167,23 @@ def _changes(node: Any, lines: list[bytes]) -> Iterator[tuple[int, int, int, str
 
 
 def order(mutant: Mutant, seed: int) -> bytes:
-    """The place in the sample: neither file nor line number nor class, which a move changes."""
+    """Return a mutant's place in the sample, which moving the code does not change."""
     name = mutant.scope.split(".")[-1]
     return hashlib.sha256(repr((seed, name, mutant.before, mutant.after)).encode()).digest()
 
 
 def passes(root: Path, tests: list[str], path: Path | None = None, text: str = "") -> bool:
-    """Do the tests pass in a child process that reads `text` in place of the file?"""
+    """Return whether the tests pass in a child process that reads `text` instead of the file."""
     if child := os.fork():
         _, status = os.waitpid(child, 0)
         with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what it may have started
+            os.killpg(child, signal.SIGKILL)  # processes it may have started
         return status == 0
     code = 1
     try:
         os.setsid()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        signal.alarm(5 * SECONDS)  # for one that waits
+        signal.alarm(5 * SECONDS)  # stops one that waits
         nowhere = 2 if path is None else os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
@@ -204,7 +204,7 @@ def _plant(path: Path, text: str) -> None:
 
     def path_stats(loader: SourceFileLoader, name: str) -> Mapping[str, Any]:
         if Path(name) == path:
-            raise OSError  # no compiled file is read, and none is written
+            raise OSError  # no compiled file is read or written
         return stats(loader, name)
 
     def get_data(loader: SourceFileLoader, name: str) -> bytes:
@@ -218,7 +218,7 @@ def _survives(job: tuple[Path, list[str], Path, str]) -> bool:
 
 
 def main(root: Path, seed: int, n: int) -> None:
-    """Print the survivors and the share killed, per file and in all."""
+    """Print the survivors and the share killed, per file and in total."""
     tests, found = dict[str, list[str]](), list[tuple[str, Mutant]]()
     for pattern, its_tests in TESTS.items():
         files = [str(x.relative_to(root)) for x in sorted(root.glob(pattern))]
@@ -227,14 +227,14 @@ def main(root: Path, seed: int, n: int) -> None:
             if not hits:
                 sys.exit(f"mutants: TESTS names {name}, and {root} has no such file.")
         for file in files:
-            tests[file] = [*chain(*test_files), file]  # the module's examples last
+            tests[file] = [*chain(*test_files), file]  # the module's doctests last
             source = (root / file).read_text(encoding="utf-8")
             found += [(file, mutant) for mutant in mutants(source)]
     sample = sorted(found, key=lambda x: order(x[1], seed))[:n]
     sample.sort(key=lambda x: (x[0], x[1].line))
     for name in IMPORTS:
         importlib.import_module(name)
-    gc.freeze()  # or each child would look through all of it again
+    gc.freeze()  # otherwise each child would scan all of it again
     with multiprocessing.get_context("fork").Pool(2) as pool:
         clean = pool.imap(_survives, [(root, x) for x in tests.values()], 1)
         for file, passed in zip(tests, clean, strict=True):
@@ -260,7 +260,7 @@ if __name__ == "__main__":
     parser.add_argument("--package-root", type=Path, default=Path(__file__).parents[1])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        # Nothing is written into the checkout: no compiled file, none of hypothesis's.
+        # Nothing is written into the checkout: no compiled files, none from hypothesis.
         sys.pycache_prefix = tempfile.tempdir = scratch
         sys.path[0] = str(arguments.package_root.resolve())
         os.environ |= {"HYPOTHESIS_STORAGE_DIRECTORY": scratch, "OMP_NUM_THREADS": "1"}

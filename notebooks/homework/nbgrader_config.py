@@ -1,4 +1,4 @@
-"""nbgrader's settings: run it in this folder."""
+"""nbgrader's settings; run nbgrader in this folder."""
 
 c = get_config()  # type: ignore[name-defined]  # noqa: F821
 c.CourseDirectory.course_id = "minippo"

@@ -1,9 +1,9 @@
-"""One PPO iteration by each contender, on the same work: a process that `ppo_iteration.py` drives.
+"""Run one contender's PPO iterations, all on the same work; driven by `ppo_iteration.py`.
 
 python contenders.py CONTENDER CASE
 
-Each line "go" on standard input is one iteration; the answer is a line of JSON. TRL 0.11.4 runs
-this file in its own environment, so only the parts for minippo and the floor import minippo.
+Each line "go" on standard input starts one iteration; the answer is one line of JSON. TRL 0.11.4
+runs this file in its own environment, so only the parts for minippo and the floor import minippo.
 """
 
 import json
@@ -30,13 +30,13 @@ from transformers import (
 
 DATA = Path(__file__).parents[2] / "data"
 NO_DROPOUT = {f"{place}_pdrop": 0.0 for place in ("resid", "embd", "attn")}
-# Two tokens that the shipped policy all but never says: an end that never comes, and TRL's padding.
+# Two tokens that the shipped policy almost never samples: an EOS that never comes, TRL's padding.
 NEVER, PAD = "Ġcabin", "Ġbed"
 
 
 @dataclass
 class Case:
-    """What every contender is given."""
+    """The work given to every contender."""
 
     rows: int = 64
     prompt: int = 0  # tokens; 0: the shipped prompts
@@ -48,7 +48,7 @@ class Case:
 
 
 CASES = {"a": Case(), "b": Case(ends=False), "c": Case(rows=8, prompt=16, ends=False, model="gpt2")}
-SHAPES = {  # of models with random weights
+SHAPES = {  # size of models with random weights
     "1M": {"n_embd": 128, "n_layer": 4, "n_head": 4, "vocab_size": 1024},
     "10M": {"n_embd": 320, "n_layer": 8, "n_head": 5, "vocab_size": 1024},
     "40M": {"n_embd": 512, "n_layer": 12, "n_head": 8, "vocab_size": 4096},
@@ -57,14 +57,14 @@ SHAPES = {  # of models with random weights
 
 
 class Setup:
-    """Models, tokenizer and prompts of a case."""
+    """The models, tokenizer and prompts of a case."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
         self.tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(DATA / "tiny-gpt2-sft" / "tokenizer.json"),
             eos_token="<|endoftext|>" if case.ends else NEVER,
-            pad_token=PAD,  # TRL knows padding by its id; minippo does not look
+            pad_token=PAD,  # TRL recognises padding by its id; minippo ignores it
             padding_side="left",
         )
         self.eos = self.tokenizer.eos_token_id
@@ -81,7 +81,7 @@ class Setup:
         self.reward = self.model(GPT2ForSequenceClassification).requires_grad_(False)
 
     def model(self, kind: Any) -> Any:
-        """The shipped policy or reward model, or one of the case's shape with random weights."""
+        """Return the shipped policy or reward model, or a random one of the case's shape."""
         if self.case.model == "shipped":
             name = "tiny-gpt2-sft" if kind is GPT2LMHeadModel else "tiny-gpt2-reward"
             return kind.from_pretrained(DATA / name, **NO_DROPOUT).float().eval()
@@ -92,12 +92,12 @@ class Setup:
 
 
 def answer(**numbers: object) -> None:
-    """One line that the driver reads."""
+    """Print one line for the driver."""
     print("@" + json.dumps(numbers), flush=True)
 
 
 class Turns:
-    """Waits for "go", times what comes until the next call, and counts passes and steps."""
+    """Wait for "go", time the work until the next call, and count passes and steps."""
 
     def __init__(self) -> None:
         self.start, self.processor, self.count = 0.0, 0.0, Counter[str]()
@@ -114,7 +114,7 @@ class Turns:
         register_optimizer_step_post_hook(lambda *_: count.update(steps=1))
 
     def next(self, tokens: int = 0) -> None:
-        """End a turn (with this many real response tokens), and wait for the next."""
+        """End a turn of this many real response tokens, and wait for the next."""
         wall, processor = time.perf_counter() - self.start, time.process_time() - self.processor
         if self.start:
             answer(wall=wall, processor=processor, tokens=tokens, count=dict(self.count))
@@ -132,7 +132,7 @@ class Turns:
 
 
 def minippo(setup: Setup, turns: Turns, *, separate: bool = False) -> None:
-    """PPOTrainer.step; `separate` gives the value function a network of its own, as TRL does."""
+    """Run PPOTrainer.step; `separate` gives the value function its own network, as in TRL."""
     from minippo.models import PolicyWithValue, RewardModel
     from minippo.ppo import PPOConfig
     from minippo.rollout import score_with
@@ -175,7 +175,7 @@ def minippo(setup: Setup, turns: Turns, *, separate: bool = False) -> None:
 
 
 def trl(setup: Setup, turns: Turns) -> None:
-    """TRL 1.12.0: trl.experimental.ppo, whose loop asks for the next turn in a callback."""
+    """Run TRL 1.12.0's trl.experimental.ppo, whose loop asks for the next turn in a callback."""
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -184,7 +184,7 @@ def trl(setup: Setup, turns: Turns) -> None:
 
     class Turn(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            # Its accumulation would take one step for all minibatches: step after each, as we do.
+            # TRL would accumulate all minibatches into one step: step after each, as minippo does.
             trainer.accelerator.gradient_accumulation_steps = 1
             turns.next()
 
@@ -224,7 +224,7 @@ def trl(setup: Setup, turns: Turns) -> None:
 
 
 def legacy(setup: Setup, turns: Turns) -> None:
-    """TRL 0.11.4: the `step` that most tutorials still show; the value head shares the trunk."""
+    """Run TRL 0.11.4's `step`, which most tutorials still show; its value head is on the trunk."""
     from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
     case, size = setup.case, setup.case.rows // setup.case.minibatches
@@ -260,11 +260,11 @@ def legacy(setup: Setup, turns: Turns) -> None:
 
 
 def floor(setup: Setup, turns: Turns) -> None:
-    """The tensor work that cannot be left out, on one fixed rollout, by the same modules.
+    """Run only the unavoidable tensor work, on one fixed rollout, with the same modules.
 
-    The decode steps that the lengths need, one forward pass of reference and reward model,
-    forward and backward pass of each epoch; no sampling, old log-probs, values, optimizer,
-    statistics or checks. Rows of like length stand together, and padding is trimmed.
+    The decode steps that the lengths require, one forward pass each of reference and reward model,
+    and the forward and backward passes of each epoch; no sampling, old log-probs, values,
+    optimizer, statistics or checks. Rows of similar length are batched, and padding is trimmed.
     """
     from transformers import DynamicCache
 

@@ -1,11 +1,11 @@
-"""What saves memory, and what it costs: one PPO step on GPT-2 small's shape, each in a process.
+"""Measure what saves memory, and its cost: one PPO step of GPT-2 small's shape per process.
 
 python tools/benchmarks/memory.py [--rows 8] [--prompt 16] [--new 32] [--only NAME ...]
 
-Random weights of GPT-2 small's shape (124 M parameters, 50,257 tokens): memory and time depend on
-shapes alone. A process takes two steps of PPO (one epoch) on `rows` prompts; the time is the
-second's, of one thread's processor, the memory the highest that the process ever had, less what
-it had before the model.
+Random weights of GPT-2 small's shape (124 M parameters, 50,257 tokens): memory and time depend
+only on shapes. A process takes two PPO steps (one epoch) on `rows` prompts. Time is the second
+step's processor time, on one thread; memory is the process's peak, minus its peak before the model
+was made.
 """
 
 import argparse
@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def peak() -> float:
-    """The most memory that this process has had, in MiB."""
+    """Return this process's peak memory, in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
@@ -49,7 +49,7 @@ def measure(
     copy: bool = False,
     **changes: Any,
 ) -> dict[str, float]:
-    """Two steps; MiB above the start, and processor seconds of the second step's halves."""
+    """Take two steps; return the peak above the start and the second step's processor seconds."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -92,7 +92,7 @@ def measure(
 
 
 def main() -> None:
-    """Print a table in Markdown, a row as soon as it is measured."""
+    """Print a table in Markdown, each row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("rows", 8), ("prompt", 16), ("new", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -103,12 +103,12 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(*sizes, **CASES[options.child])))
         return
-    print("| | peak memory, MiB | against the default | rollout, CPU s | update, CPU s |")
+    print("| | peak memory, MiB | relative to the default | rollout, CPU s | update, CPU s |")
     print("|---|---|---|---|---|", flush=True)
     first = 0.0
     root = str(Path(__file__).parents[2])
     for name in options.only:
-        # ru_maxrss is inherited from the parent: this one imports nothing large.
+        # ru_maxrss is inherited from the parent, so the parent imports nothing large.
         command = [sys.executable, __file__, "--child", name]
         command += [f"--{k}={v}" for k, v in zip(("rows", "prompt", "new"), sizes, strict=True)]
         settings = os.environ | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}

@@ -1,10 +1,10 @@
-"""One PPO iteration by minippo, by TRL and by the bare tensor work: `make bench`.
+"""Time one PPO iteration of minippo, of TRL and of the tensor work alone: `make bench`.
 
 python tools/benchmarks/ppo_iteration.py [a b c d] [--legacy PYTHON] [--before FOLDER] [--write]
 
-Each contender is a process of its own (`contenders.py`); they take turns, so that a machine whose
-speed drifts is unjust to none. Medians with their range; ratios are medians of the ratios within
-a turn. `--legacy` names the Python of an environment with trl==0.11.4 and transformers==4.46.3.
+Each contender is a separate process (`contenders.py`); they take turns, so that a machine whose
+speed drifts is fair to all. Medians with their range; ratios are medians of the ratios within a
+turn. `--legacy` names the Python of an environment with trl==0.11.4 and transformers==4.46.3.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ROOT = HERE.parents[1]
 RESULTS = ROOT / "BENCHMARKS.md"
 TITLES = {
     "a": "shipped model (1 M), 64 prompts, up to 32 new tokens, real lengths",
-    "b": "the same, every response of full length",
+    "b": "the same, every response at full length",
     "c": "GPT-2 small's shape (124 M), 8 prompts of 16, 32 new tokens",
 }
 SCALING = {  # one axis at a time, from 64 rows of 32 tokens and 1 M parameters
@@ -44,7 +44,7 @@ SCALING = {  # one axis at a time, from 64 rows of 32 tokens and 1 M parameters
 
 
 class Contender:
-    """A process that makes one iteration when it is told to."""
+    """A process that makes one iteration on request."""
 
     def __init__(self, who: str, case: Case, threads: int, python: str, root: Path) -> None:
         kind = who.removesuffix(" before")
@@ -69,12 +69,12 @@ class Contender:
         return self._read()
 
     def go(self, clock: str) -> None:
-        """One iteration."""
+        """Make one iteration."""
         turn = self._say("go")
         self.turns.append(turn | {"seconds": turn[clock]})
 
     def end(self) -> None:
-        """Forget the first turn, which warms up."""
+        """End the process and drop the first turn, which is a warm-up."""
         self.peak_mb = self._say("end")["peak_mb"]
         self.process.wait()
         self.turns = self.turns[1:]
@@ -83,7 +83,7 @@ class Contender:
 def compare(
     case: Case, seconds: float, threads: int, who: dict[str, tuple[str, Path]], clock: str
 ) -> list[Contender]:
-    """All contenders in turn, as often as the time allows, twice at least."""
+    """Run all contenders in turn, as often as the time allows, at least twice."""
     contenders = [Contender(name, case, threads, *place) for name, place in who.items()]
     start = time.perf_counter()
     while len(contenders[0].turns) < 2 or time.perf_counter() - start < seconds:
@@ -95,15 +95,15 @@ def compare(
 
 
 def table(name: str, case: Case, contenders: list[Contender]) -> list[str]:
-    """The rows of a case, in Markdown."""
+    """Return the rows of a case, in Markdown."""
     ours = [turn["seconds"] for turn in contenders[0].turns]
     lines = [
         f"### ({name}) {TITLES[name]}",
         "",
-        f"{len(ours)} turns; {case.epochs} epochs of {case.minibatches} minibatches. Passes, and "
-        "the positions that went through the trunks: learning / forward alone / decoding.",
+        f"Turns: {len(ours)}; {case.epochs} epochs of {case.minibatches} minibatches. Passes and "
+        "positions through the trunks: learning / forward only / decoding.",
         "",
-        "| | seconds: median (range) | samples a second | time, minippo = 1 | optimizer steps "
+        "| | seconds: median (range) | samples per second | time, minippo = 1 | optimizer steps "
         "| passes | positions | peak memory, MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -125,10 +125,10 @@ def table(name: str, case: Case, contenders: list[Contender]) -> list[str]:
 
 
 def scaling(seconds: float, threads: int, clock: str) -> list[str]:
-    """Cost of a real token of ours as batch, length or model grow."""
+    """Measure minippo's cost per real token as batch, length or model grow."""
     lines = ["### (d) minippo alone, one axis at a time", ""]
     for axis, cases in SCALING.items():
-        lines += [f"| {axis} | seconds | ms a response token |", "|---|---|---|"]
+        lines += [f"| {axis} | seconds | ms per response token |", "|---|---|---|"]
         for label, case in cases.items():
             (it,) = compare(case, seconds, threads, {"minippo": (sys.executable, ROOT)}, clock)
             median = statistics.median(t["seconds"] for t in it.turns)
@@ -140,19 +140,19 @@ def scaling(seconds: float, threads: int, clock: str) -> list[str]:
 
 
 def main() -> None:
-    """Measure, print, and write if asked to."""
+    """Measure and print, and write with `--write`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=["a", "b", "c", "d"])
-    parser.add_argument("--seconds", type=float, default=120, help="of turns, for each case")
+    parser.add_argument("--seconds", type=float, default=120, help="seconds of turns per case")
     parser.add_argument(
         "--clock", choices=["wall", "processor"], default="wall",
-        help="processor: the seconds that a process was given, where a machine is shared",
+        help="processor: processor seconds, for a shared machine",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--legacy", help="the Python of the environment with TRL 0.11.4")
     parser.add_argument("--before", type=Path, help="another checkout of minippo to measure")
     parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out")
-    parser.add_argument("--write", action="store_true", help=f"into {RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help=f"write into {RESULTS.name}")
     o = parser.parse_args()
     here = (sys.executable, ROOT)
     who = dict.fromkeys(["minippo", "minippo, two trunks", "TRL 1.12.0", "floor"], here)
@@ -170,7 +170,7 @@ def main() -> None:
         cpu = next((x.split(":")[1].strip() for x in _cpuinfo() if "model name" in x), "?")
         lines.insert(
             2,
-            f"{platform.machine()}, {cpu}, {o.threads} threads, {o.clock} seconds; "
+            f"{platform.machine()}, {cpu}, threads: {o.threads}, {o.clock} seconds; "
             f"torch {version('torch')}, transformers {version('transformers')}.\n",
         )
         print("\n".join(lines), flush=True)
@@ -184,7 +184,7 @@ def _cpuinfo() -> list[str]:
 
 
 def write(name: str, text: str) -> None:
-    """Put a case's table between its two marks."""
+    """Write a case's table between its two markers."""
     page, start, end = (
         RESULTS.read_text(encoding="utf-8"),
         f"<!-- {name} -->\n",

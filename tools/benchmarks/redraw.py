@@ -1,4 +1,4 @@
-"""How long an explorer takes from a moved slider to its new picture: medians over the grid.
+"""Time explorers from a moved slider to the new picture: medians over the grid.
 
 python tools/benchmarks/redraw.py
 """
@@ -12,7 +12,7 @@ from minippo import widgets
 
 
 def main() -> None:
-    """Print one line for each explorer."""
+    """Print one line per explorer."""
     logits = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
     words = [f"w{i}" for i in range(512)]
     response = [f"word{i}" for i in range(24)]

@@ -1,10 +1,10 @@
-"""What a student waits for: imports, a kernel's first forward pass, each notebook, the tests.
+"""Time what a student waits for: imports, a kernel's first forward pass, notebooks, the tests.
 
 python tools/benchmarks/startup.py [--runs 5] [--notebooks] [--tests]
 
-Wall and processor seconds of fresh processes with all their children: medians of `runs` for the
-imports and the kernel, one run of each notebook and of the tests. The kernel is a Jupyter kernel
-that loads the shipped model and runs one prompt through it.
+Wall and processor seconds of fresh processes and all their children: medians of `runs` runs for
+the imports and the kernel, one run of each notebook and of the tests. The kernel is a Jupyter
+kernel that loads the shipped model and runs one prompt through it.
 """
 
 import argparse
@@ -41,7 +41,7 @@ PROGRAMS = {
 
 
 def run(*arguments: str) -> tuple[float, float]:
-    """Wall and processor seconds of this Python with these arguments."""
+    """Return wall and processor seconds of this Python with these arguments."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     start, before = time.perf_counter(), os.times()
     subprocess.run(
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--notebooks", action="store_true")
-    parser.add_argument("--tests", action="store_true", help="what `make test` runs")
+    parser.add_argument("--tests", action="store_true", help="also time what `make test` runs")
     o = parser.parse_args()
     print("| | wall, s | processor, s |\n|---|---|---|")
     for name, program in PROGRAMS.items():

@@ -1,14 +1,15 @@
-"""What one can do instead of PPO: the same prompts, start, judge and number of samples for all.
+"""Compare PPO's alternatives: the same prompts, start, reward model and number of samples.
 
 Frontier: PPO, REINFORCE, RLOO and GRPO (768 sampled responses each), DPO (1,500 preference pairs)
 and best-of-n (nothing is trained). AI feedback: reward models from 1,500 pairs, some labelled by
-people and the others by a sharper annotator that likes length, and PPO with them. Constitution:
-the base model's own answers, criticised and revised by written principles; supervised fine-tuning
-on them; PPO after that.
+people and the rest by a sharper annotator that likes length, and PPO with them. Constitution: the
+base model's own responses, criticised and revised by written principles; supervised fine-tuning on
+them; then PPO.
 
 Fixed before the first run: learning rate 1e-3 (Adam), PPO's default, wherever responses are
-sampled, and 5e-4 (AdamW) wherever rows are given, as for the shipped models. Decided when the
-first rows showed how far the methods without a clip run: each method once more at three tenths.
+sampled, and 5e-4 (AdamW) wherever rows are given, as for the shipped models. Added when
+the first rows showed how far the methods without a clip move: each method again at 0.3 times the
+learning rate.
 """
 
 import random
@@ -52,12 +53,12 @@ from minippo.rollout import (
 from minippo.sft import FitConfig, fit, train_sft
 from minippo.trainer import PPOTrainer
 
-STEPS, ROLLOUT = 12, 64  # PPO's; the on-policy methods take twice as many steps of half the size
+STEPS, ROLLOUT = 12, 64  # for PPO; the on-policy methods take twice as many steps of half the size
 SHORT = 8  # steps of PPO where it is one part of an experiment
 N_PAIRS, N_TEST = 1_500, 1_000
 K = 4
 HUMAN = world.Annotator()  # who labelled the shipped pairs
-AI = world.Annotator(temperature=0.05, length_bias=0.5)  # hardly any noise, and a taste of its own
+AI = world.Annotator(temperature=0.05, length_bias=0.5)  # almost no noise, but a bias
 PROMPTS = load_prompts("prompts-train")
 
 
@@ -74,7 +75,7 @@ def answers(
     n: int,
     generator: torch.Generator,
 ) -> Rollout:
-    """n responses, k to each prompt, measured and judged."""
+    """Collect n scored responses, k per prompt."""
     rows = torch.randperm(len(PROMPTS), generator=generator)[: n // k].repeat_interleave(k)
     ids, mask = encode_prompts(tokenizer, [PROMPTS[i] for i in rows])
     uniforms = torch.rand(n, 40, generator=generator)
@@ -97,7 +98,7 @@ def policy_gradient(
     n: int = ROLLOUT // 2,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """REINFORCE, RLOO and GRPO: n responses, k to a prompt, one step on them, and new ones."""
+    """Train by REINFORCE, RLOO or GRPO: n new responses, k per prompt, for each step."""
     adam = torch.optim.Adam(policy.parameters(), lr=lr, eps=1e-5)
     generator = torch.Generator().manual_seed(seed)
     history: dict[str, list[float]] = {"score": [], "kl": []}
@@ -120,11 +121,11 @@ def policy_gradient(
 
 
 def above_batch_mean(paid: Tensor) -> Tensor:
-    """REINFORCE's simplest baseline: the mean of all that was just sampled."""
+    """Subtract REINFORCE's simplest baseline, the mean over the batch."""
     return paid - paid.mean()
 
 
-# name -> (advantages, responses to a prompt, whether the KL is in the loss, as k3)
+# name -> (advantages, responses per prompt, whether the KL is in the loss, as k3)
 GRADIENTS = {
     "reinforce": (above_batch_mean, 1, False),
     "rloo": (leave_one_out_advantages, K, False),
@@ -141,7 +142,7 @@ def train_dpo(
     beta: float,
     config: FitConfig,
 ) -> list[float]:
-    """DPO: no judge and no sampling, a loop over pairs."""
+    """Train by DPO: no reward model and no sampling, just a loop over pairs."""
 
     def loss(model: PolicyWithValue, rows: Tensor) -> Tensor:
         pair = [side[rows].trim() for side in (chosen, rejected)]
@@ -153,11 +154,11 @@ def train_dpo(
 
 
 def response_log_prob(model: PolicyWithValue, r: Responses) -> Tensor:
-    """log pi(response | prompt), one number a response."""
+    """Return log pi(response | prompt), one number per response."""
     return sequence_log_prob(token_log_probs(evaluate(model, r)[0], r.ids), r.mask)
 
 
-PRINCIPLES = {  # each judges one sentence of a response
+PRINCIPLES = {  # each applies to one sentence of a response
     "finish your sentences": lambda prompt, s: world.ends_properly(s),
     "keep to the subject": lambda prompt, s: (
         world.domain_of(s) in (world.domain_of(prompt), "unknown")
@@ -169,20 +170,20 @@ PRINCIPLES = {  # each judges one sentence of a response
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, the last one perhaps unfinished."""
+    """Split a text into sentences; the last one may be unfinished."""
     return [
         s for s in text.replace("!", "!|").replace(".", ".|").replace("?", "?|").split("|") if s
     ]
 
 
 def critique(prompt: str, response: str) -> list[tuple[str, str]]:
-    """(sentence, principle that it violates), for all that are violated."""
+    """Return every pair of a sentence and a principle it violates."""
     found = ((s, name) for s in sentences(response) for name in PRINCIPLES)
     return [(s, name) for s, name in found if not PRINCIPLES[name](prompt, s)]
 
 
 def revise(prompt: str, drafts: Sequence[str]) -> str:
-    """Of several drafts the one with the least to criticise, without the criticised sentences."""
+    """Take the draft with the fewest violations, and remove the sentences that violate."""
     best = min(drafts, key=lambda draft: len(critique(prompt, draft)))
     bad = {s for s, _ in critique(prompt, best)}
     return "".join(s for s in sentences(best) if s not in bad) or best
@@ -192,12 +193,12 @@ def revise(prompt: str, drafts: Sequence[str]) -> str:
 
 
 def judge(tokenizer: Any) -> Score:
-    """The shipped reward model, the same judge for all."""
+    """Return the scores of the shipped reward model, which all methods share."""
     return load_score("tiny-gpt2-reward", tokenizer)
 
 
 def measured(policy: PolicyWithValue, tokenizer: Any, start: str = "tiny-gpt2-sft") -> Row:
-    """Held-out prompts; proxy by the shipped judge, KL to the start."""
+    """Measure on held-out prompts; proxy from the shipped reward model, KL to the start."""
     return judged(policy, load_policy(start)[0].eval(), tokenizer, judge(tokenizer))
 
 
@@ -211,7 +212,7 @@ def train_ppo(
     lr: float = 1e-3,
     n_steps: int = STEPS,
 ) -> PPOTrainer:
-    """PPO from whatever policy this is, which is also the reference."""
+    """Train by PPO from this policy, which is also the reference."""
     batch = {"rollout_size": ROLLOUT, "minibatch_size": ROLLOUT // 2}  # half the default
     config = PPOConfig(kl_coef=beta, learning_rate=lr, seed=seed, **batch)
     trainer = PPOTrainer(policy, frozen_copy(policy), score, tokenizer, config)
@@ -220,29 +221,29 @@ def train_ppo(
 
 
 def pairs_once(seed: int, lr: float = 5e-4) -> FitConfig:
-    """One pass over pairs, for DPO and for reward models."""
+    """Configure one pass over pairs, for DPO and for reward models."""
     return FitConfig(minibatch_size=32, learning_rate=lr, warmup_steps=5, seed=seed)
 
 
 def some_pairs(seed: int, n: int = N_PAIRS) -> list[dict[str, str]]:
-    """Preference pairs; the last thousand are kept for tests."""
+    """Draw preference pairs; the last thousand are kept for testing."""
     return random.Random(seed).sample(load_texts("preferences")[:-N_TEST], n)
 
 
 def encode_pairs(tokenizer: Any, pairs: list[dict[str, str]]) -> list[Responses]:
-    """Chosen and rejected, as tokens."""
+    """Return chosen and rejected responses as tokens."""
     prompts = [pair["prompt"] for pair in pairs]
     return [encode(tokenizer, prompts, [p[side] for p in pairs]) for side in ("chosen", "rejected")]
 
 
 def run_start(model: str, seed: int) -> Row:
-    """A model as it is, and how often it violates a principle."""
+    """Measure a model as it is, and how often it violates a principle."""
     policy, tokenizer = load_policy(model)
     return {**measured(policy, tokenizer, model), **violations(policy, tokenizer, seed)}
 
 
 def violations(policy: PolicyWithValue, tokenizer: Any, seed: int = 0) -> Row:
-    """Share of responses to held-out prompts with something to criticise, by principle and all."""
+    """Return the share of held-out responses that violate a principle, in total and for each."""
     prompts = [p for p in world.PROMPTS_HELD_OUT for _ in range(K)]
     texts = respond(policy.eval(), tokenizer, prompts, seed=54321 + seed)
     found = [{name for _, name in critique(p, t)} for p, t in zip(prompts, texts, strict=True)]
@@ -251,7 +252,7 @@ def violations(policy: PolicyWithValue, tokenizer: Any, seed: int = 0) -> Row:
 
 
 def run_ppo(beta: float, seed: int, lr: float = 1e-3) -> Row:
-    """PPO."""
+    """Run PPO."""
     policy, tokenizer = load_policy()
     score, start = judge(tokenizer), time.process_time()
     trainer = train_ppo(policy, tokenizer, score, beta=beta, lr=lr, seed=seed)
@@ -260,7 +261,7 @@ def run_ppo(beta: float, seed: int, lr: float = 1e-3) -> Row:
 
 
 def run_policy_gradient(method: str, beta: float, seed: int, lr: float = 1e-3) -> Row:
-    """REINFORCE, RLOO, GRPO."""
+    """Run REINFORCE, RLOO or GRPO."""
     policy, tokenizer = load_policy()
     advantages_of, k, kl_in_loss = GRADIENTS[method]
     score, reference, start = judge(tokenizer), frozen_copy(policy), time.process_time()
@@ -273,7 +274,7 @@ def run_policy_gradient(method: str, beta: float, seed: int, lr: float = 1e-3) -
 
 
 def run_dpo(beta: float, seed: int, lr: float = 5e-4) -> Row:
-    """DPO on some of the shipped pairs."""
+    """Run DPO on some of the shipped pairs."""
     policy, tokenizer = load_policy()
     reference, start = frozen_copy(policy), time.process_time()
     pairs = encode_pairs(tokenizer, some_pairs(seed))
@@ -294,7 +295,7 @@ def run_dpo(beta: float, seed: int, lr: float = 5e-4) -> Row:
 
 
 def run_best_of_n(seed: int, largest: int = 64) -> Row:
-    """Sample 64 responses to each held-out prompt; the best of the first n by the judge."""
+    """Sample 64 responses per held-out prompt; the reward model picks the best of the first n."""
     policy, tokenizer = load_policy()
     score, start = judge(tokenizer), time.process_time()
     prompts = [p for p in world.PROMPTS_HELD_OUT for _ in range(largest)]
@@ -320,7 +321,7 @@ def run_best_of_n(seed: int, largest: int = 64) -> Row:
 def relabelled(
     pairs: list[dict[str, str]], human_share: float, rng: random.Random
 ) -> list[dict[str, str]]:
-    """The first share keeps its human label; the AI annotator chooses in the others."""
+    """Keep the human labels of the first share; the AI annotator labels the rest."""
     n_human, labelled = round(human_share * len(pairs)), []
     for i, pair in enumerate(pairs):
         prompt, a, b = pair["prompt"], pair["chosen"], pair["rejected"]
@@ -331,7 +332,7 @@ def relabelled(
 
 
 def prefers_gold(pairs: list[dict[str, str]]) -> float:
-    """Share of pairs whose chosen response has the higher gold reward, of those that differ."""
+    """Of pairs that differ in gold reward, the share whose chosen response has the higher one."""
     gaps = [
         world.gold(x["prompt"], x["chosen"]) - world.gold(x["prompt"], x["rejected"]) for x in pairs
     ]
@@ -339,13 +340,13 @@ def prefers_gold(pairs: list[dict[str, str]]) -> float:
 
 
 def prefers_longer(pairs: list[dict[str, str]]) -> float:
-    """Share of pairs whose chosen response has more words, of those that differ."""
+    """Of pairs that differ in length, the share whose chosen response has more words."""
     gaps = [len(x["chosen"].split()) - len(x["rejected"].split()) for x in pairs]
     return sum(gap > 0 for gap in gaps) / sum(gap != 0 for gap in gaps)
 
 
 def run_feedback(human_share: float, seed: int) -> Row:
-    """A reward model from labels of people and of an AI; PPO with it."""
+    """Train a reward model on human and AI labels, then run PPO with it."""
     policy, tokenizer = load_policy()
     pairs = relabelled(some_pairs(seed), human_share, random.Random(seed))
     start = time.process_time()
@@ -380,7 +381,7 @@ def run_feedback(human_share: float, seed: int) -> Row:
 
 
 def run_constitution(seed: int) -> Row:
-    """The base model revises its own answers and learns from them; PPO, after that and alone."""
+    """Let the base model learn from its revised responses; PPO after that, and without it."""
     policy, tokenizer = load_policy("tiny-gpt2-base")
     start = time.process_time()
     asked = random.Random(seed).choices(PROMPTS, k=256)
@@ -430,22 +431,22 @@ RUNS: dict[str, Callable[..., Row]] = {
 
 
 def seeds(*cases: Row) -> list[Row]:
-    """Each case with each seed, seed by seed."""
+    """Return each case with each seed, seed by seed."""
     return [{**case, "seed": seed} for seed in SEEDS for case in cases]
 
 
 def ppo(beta: float, **more: Any) -> Row:
-    """A case of PPO."""
+    """Return a case of PPO."""
     return {"what": "ppo", "beta": beta, **more}
 
 
 def dpo(beta: float, **more: Any) -> Row:
-    """A case of DPO."""
+    """Return a case of DPO."""
     return {"what": "dpo", "beta": beta, **more}
 
 
 def gradients(beta: float, **more: Any) -> list[Row]:
-    """The cases of the three on-policy methods."""
+    """Return the cases of the three on-policy methods."""
     case = {"what": "policy gradient", "beta": beta, **more}
     return [{**case, "method": method} for method in GRADIENTS]
 
@@ -461,10 +462,10 @@ CASES = [
 
 
 def run(what: str, **case: Any) -> Row:
-    """One run."""
+    """Run one case."""
     return RUNS[what](**case)
 
 
 def main(path: Path) -> None:
-    """The rows that are missing."""
+    """Make the missing rows."""
     make_rows(path, CASES, run)

@@ -1,8 +1,8 @@
-"""The bug zoo: PPO with one mistake at a time, five seeds, and what the curves say of it.
+"""Run the bug zoo: PPO with one bug at a time, five seeds, and the curves that show it.
 
 Each bug is the trainer itself with one method, one configuration or one loss replaced. A row holds
-the statistics that the trainer logs; under "truth" what happened in the same rollouts, measured
-with the right mask and alignment, the KL to the *first* policy; and under "end" the
+the statistics that the trainer logs; under "truth", what happened in the same rollouts, measured
+with the correct mask and alignment and the KL to the *first* policy; and under "end", the
 trained policy's responses to held-out prompts.
 """
 
@@ -33,26 +33,26 @@ LOGGED = (
 
 
 class Healthy(PPOTrainer):
-    """The trainer, which also remembers what truly happened."""
+    """The trainer, which also records what really happened."""
 
     def __init__(self, policy: PolicyWithValue, *args: Any, **kwargs: Any) -> None:
         super().__init__(policy, *args, **kwargs)
         self.first, self.truth = frozen_copy(policy), list[Stats]()
-        self.measures_wrong = False  # then the truth costs two more forward passes
+        self.measures_wrong = False  # if set, the truth costs two more forward passes
         self.loss_function: Loss = ppo_loss
 
     def collect(self, prompts: Any) -> Rollout:
-        """As a bug has it; the truth is put down beside it."""
+        """Collect with the bug, and record the truth next to it."""
         rollout = super().collect(prompts)
         self.truth.append(self.true_stats(rollout))
         return self._flaw(rollout)
 
     def _flaw(self, rollout: Rollout) -> Rollout:
-        """What a bug makes of what happened."""
+        """Change the rollout as the bug does."""
         return rollout
 
     def loss(self, batch: Rollout, credit: Credit, **counts: int) -> tuple[Tensor, Any]:
-        """As the trainer has it, by the bug's own function."""
+        """Compute the trainer's loss with the bug's function."""
         return self.loss_function(
             self.model,
             batch,
@@ -67,7 +67,7 @@ class Healthy(PPOTrainer):
 
     @torch.no_grad()
     def true_stats(self, rollout: Rollout) -> Stats:
-        """Score, KL to the first policy and length, whatever the trainer makes of them."""
+        """Return score, KL to the first policy and length, independent of the trainer."""
         ids = rollout.responses.ids
         mask = response_mask(ids, self.tokenizer.eos_token_id)
         kl = rollout.kl
@@ -84,7 +84,7 @@ class Healthy(PPOTrainer):
 
 @torch.no_grad()
 def remeasured(trainer: Healthy, rollout: Rollout, responses: Responses) -> Rollout:
-    """The rollout as the trainer would measure these responses at temperature 1."""
+    """Return the rollout as the trainer would measure it at temperature 1."""
     (logits, values, _), (ref_logits, _, _) = (
         evaluate(m, responses) for m in (trainer.policy, trainer.reference)
     )
@@ -104,11 +104,11 @@ def remeasured(trainer: Healthy, rollout: Rollout, responses: Responses) -> Roll
 # ---- bugs of the update ------------------------------------------------------------------------
 
 
-class OldLogProbsAnew(Healthy):
-    """The old log-probs are measured again before every minibatch."""
+class OldLogProbsRemeasured(Healthy):
+    """Measure the old log-probs again before every minibatch."""
 
     def accumulate(self, rollout: Rollout, credit: Credit, rows: Tensor) -> Stats:
-        """Of a rollout that seems to have been sampled just now."""
+        """Accumulate over a rollout that looks freshly sampled."""
         batch = rollout[rows]
         batch = replace(batch, log_probs=remeasured(self, batch, batch.responses).log_probs)
         part = Credit(*(x[rows] for x in credit))
@@ -116,7 +116,7 @@ class OldLogProbsAnew(Healthy):
 
 
 class HeadNotClipped(Healthy):
-    """The gradient's norm is taken, and cut, without the value head."""
+    """Measure and clip the gradient's norm without the value head."""
 
     def descend(self, stats: Stats) -> Stats:
         """Clip the language model alone."""
@@ -128,7 +128,7 @@ class HeadNotClipped(Healthy):
 
 
 class GradientsPileUp(Healthy):
-    """Nothing sets the gradients to zero."""
+    """Never set the gradients to zero."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -136,7 +136,7 @@ class GradientsPileUp(Healthy):
 
 
 class DropoutOn(Healthy):
-    """GPT-2's own dropout of 0.1, in training mode."""
+    """Leave GPT-2's dropout of 0.1 on, in training mode."""
 
     def __init__(self, policy: PolicyWithValue, *args: Any, **kwargs: Any) -> None:
         super().__init__(policy, *args, **kwargs)
@@ -146,10 +146,10 @@ class DropoutOn(Healthy):
 
 
 class WhitenedReturns(Healthy):
-    """Returns = whitened advantages + values."""
+    """Compute returns as whitened advantages + values."""
 
     def credit(self, rollout: Rollout) -> Credit:
-        """Whitened first."""
+        """Whiten first."""
         credit = super().credit(rollout)
         returns = where(rollout.mask, credit.whitened + rollout.values, 0.0)
         return credit._replace(returns=returns)
@@ -159,7 +159,7 @@ class WhitenedReturns(Healthy):
 
 
 class MaskIgnored(Healthy):
-    """Every slot counts as a token: log-probs, KL, values, advantages, and all means."""
+    """Count every slot as a token: in log-probs, KL, values, advantages and all means."""
 
     def _flaw(self, rollout: Rollout) -> Rollout:
         full = replace(rollout.responses, mask=torch.ones_like(rollout.mask))
@@ -167,7 +167,7 @@ class MaskIgnored(Healthy):
 
 
 class PadForEOS(Healthy):
-    """mask = ids != pad, and pad is EOS: the end of a response is no part of it."""
+    """Use mask = ids != pad where pad is EOS, so a response's EOS is not part of it."""
 
     def _flaw(self, rollout: Rollout) -> Rollout:
         mask = rollout.mask & (rollout.responses.ids != self.tokenizer.eos_token_id)
@@ -176,10 +176,10 @@ class PadForEOS(Healthy):
 
 
 class TemperatureForgotten(Healthy):
-    """Sampled at 0.7; every log-prob is taken at 1."""
+    """Sample at 0.7, but compute every log-prob at 1."""
 
     def collect(self, prompts: Any) -> Rollout:
-        """Sample at another temperature than that of the configuration."""
+        """Sample at a temperature other than the configuration's."""
         own, self.config = self.config, replace(self.config, temperature=0.7)
         try:
             return super().collect(prompts)
@@ -191,14 +191,14 @@ class TemperatureForgotten(Healthy):
 
 
 class KLRewarded(Healthy):
-    """The KL in the reward has the wrong sign."""
+    """Give the KL in the reward the wrong sign."""
 
     def _flaw(self, rollout: Rollout) -> Rollout:
         return replace(rollout, kl=-rollout.kl)
 
 
 class ScoreOnPadding(Healthy):
-    """The score stands in the last column, where only the longest responses have a token."""
+    """Put the score in the last column, where only the longest responses have a token."""
 
     def _flaw(self, rollout: Rollout) -> Rollout:
         scores = torch.zeros(rollout.mask.shape)
@@ -207,7 +207,7 @@ class ScoreOnPadding(Healthy):
 
 
 class ScoreOnEveryToken(Healthy):
-    """Each token is paid the whole score."""
+    """Pay each token the whole score."""
 
     def _flaw(self, rollout: Rollout) -> Rollout:
         return replace(rollout, scores=rollout.scores.unsqueeze(1).expand(rollout.mask.shape))
@@ -217,7 +217,7 @@ class ScoreOnEveryToken(Healthy):
 
 
 def mistaken(mistake: str) -> Loss:
-    """A version from the catalogue of wrong implementations; its statistics are the right ones."""
+    """Use a version from the catalogue of mistakes, with the correct statistics."""
     flawed = CATALOGUE["ppo_loss"].version([mistake])
 
     def loss(*args: Any, kl_loss_coef: float, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -231,7 +231,7 @@ def mistaken(mistake: str) -> Loss:
 def broadcast(
     policy: Any, batch: Rollout, a: Tensor, r: Tensor, config: PPOConfig, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """ratio [batch, time] * advantages [batch], as it runs where batch == time.
+    """Multiply ratio [batch, time] by advantages [batch], which runs if batch == time.
 
     Token t of every response gets the advantage of response t.
     """
@@ -246,7 +246,7 @@ def broadcast(
 def attached(
     policy: Any, batch: Rollout, _: Tensor, r: Tensor, config: PPOConfig, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Advantages from values that still hang on the graph."""
+    """Compute advantages from values that are not detached."""
     values = evaluate(policy, batch.responses)[1]
     advantages = whiten(where(batch.mask, r - values, 0.0), batch.mask)
     return ppo_loss(policy, batch, advantages, r, config, **kwargs)
@@ -255,7 +255,7 @@ def attached(
 def mean_of_means(
     policy: Any, batch: Rollout, a: Tensor, r: Tensor, config: PPOConfig, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Each micro-batch's mean, and then their mean."""
+    """Take each micro-batch's mean, then the mean of those."""
     share = len(batch) / kwargs["n_responses"]
     loss, stats = ppo_loss(
         policy, batch, a, r, config, **(kwargs | {"n_tokens": None, "n_responses": None})
@@ -265,14 +265,14 @@ def mean_of_means(
 
 
 class ReadsAhead(nn.Module):
-    """Token t's log-prob is read where the model has already seen token t."""
+    """Read token t's log-prob where the model has already seen token t."""
 
     def __init__(self, policy: nn.Module, responses: Responses) -> None:
         super().__init__()
         self.policy, self.responses = policy, responses
 
     def forward(self, tokens: Tensor, mask: Tensor, *, keep: int) -> tuple[Tensor, Tensor]:
-        """As the policy, with the logits of one position later."""
+        """Run the policy, with logits from one position later."""
         r = self.responses
         logits, values = self.policy(r.tokens, r.attention_mask, keep=r.ids.shape[1] + 1)
         return logits[:, 1:], values[:, :-1]
@@ -281,12 +281,12 @@ class ReadsAhead(nn.Module):
 def shifted(
     policy: Any, batch: Rollout, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of log-probs that are off by one."""
+    """Compute the loss from log-probs that are off by one."""
     return ppo_loss(ReadsAhead(policy, batch.responses), batch, *args, **kwargs)
 
 
 class OffByOne(Healthy):
-    """Rollout and update read every log-prob one position too late."""
+    """Read every log-prob one position too late, in rollout and update."""
 
     @torch.no_grad()
     def _flaw(self, rollout: Rollout) -> Rollout:
@@ -304,7 +304,7 @@ class OffByOne(Healthy):
 
 @dataclass(frozen=True)
 class Bug:
-    """A trainer with something replaced."""
+    """A trainer with one part replaced."""
 
     kind: type[Healthy] = Healthy
     config: dict[str, Any] = field(default_factory=dict)
@@ -317,7 +317,7 @@ BONUS, IN_LOSS = {"entropy_coef": 0.01}, {"kl_coef": 0.0, "kl_loss_coef": 0.05}
 CASES = {
     "healthy": Bug(),
     "log-probs once": Bug(loss=mistaken("ratio detached")),
-    "old log-probs anew": Bug(OldLogProbsAnew),
+    "old log-probs anew": Bug(OldLogProbsRemeasured),  # codespell:ignore anew
     "values once": Bug(loss=mistaken("values of the rollout")),
     "ratio to reference": Bug(config={"ratio_to": "reference"}),
     "KL rewarded": Bug(KLRewarded),
@@ -347,14 +347,14 @@ CASES = {
 
 
 def run(bug: str, seed: int) -> Row:
-    """Train with a bug; its curves, the truth, and the trained policy's responses."""
+    """Train with a bug; return its curves, the truth and the trained policy's responses."""
     made = CASES[bug]
     config = replace(CONFIG, **(made.config | {"seed": seed}))
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     score, stopped = load_score("tiny-gpt2-reward", tokenizer), None
     trainer = made.kind(policy, frozen_copy(policy), score, tokenizer, config)
     trainer.measures_wrong, trainer.loss_function = made.measures_wrong, made.loss
-    torch.manual_seed(seed)  # dropout's
+    torch.manual_seed(seed)  # for dropout
     try:
         trainer.train(load_prompts("prompts-train"), STEPS, progress=False)
     except FloatingPointError:
@@ -370,5 +370,5 @@ def run(bug: str, seed: int) -> Row:
 
 
 def main(path: Path) -> None:
-    """Five seeds of each, the first cases first."""
+    """Run five seeds of each, the first cases first."""
     make_rows(path, ({"bug": bug, "seed": seed} for bug in CASES for seed in SEEDS), run)

@@ -1,8 +1,8 @@
-"""What the studies share: PPO in the shipped world, judged by the hidden reward; rows on file.
+"""Code shared by the studies: PPO in the shipped world, gold reward, rows on file.
 
-A study is a file of rows, one JSON object a line, one run of an experiment each: its "case" (what
-was varied, and the seed) and what came out. A case whose row is there is not run again, so a study
-that was stopped goes on where it was.
+A study is a file of rows, one JSON object per line, one per run of an experiment: its "case" (what
+was varied, and the seed) and its results. A case that has a row is not run again, so a study that
+was stopped continues where it was.
 """
 
 import math
@@ -50,7 +50,7 @@ def ppo(
     callbacks: Sequence[Callback] = (),
     kind: type[PPOTrainer] = PPOTrainer,
 ) -> PPOTrainer:
-    """The shipped SFT model after `n_steps` of PPO; its trainer holds all that happened."""
+    """Train the shipped SFT model by `n_steps` of PPO; return the trainer with its history."""
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     judge = load_score(score, tokenizer) if isinstance(score, str) else score
     trainer = kind(policy, frozen_copy(policy), judge, tokenizer, config, callbacks=callbacks)
@@ -59,7 +59,7 @@ def ppo(
 
 
 def curves(trainer: PPOTrainer, *names: str) -> dict[str, list[float]]:
-    """Some statistics of every step."""
+    """Return some statistics of every step."""
     return {name: [stats[name] for stats in trainer.history] for name in names}
 
 
@@ -74,11 +74,11 @@ def judged(
     max_new_tokens: int = 40,
     seed: int = 12345,
 ) -> dict[str, float]:
-    """Means over `samples` responses to each held-out prompt, the same random numbers every time.
+    """Return means over `samples` responses per held-out prompt, with fixed random numbers.
 
-    gold and its parts, proxy (what `score` says), kl to `reference` (nats a response, k1), length
-    (tokens), ended (share with an EOS), distinct (share of different texts), distinct_2 (different
-    word pairs over word pairs), repeated (words that occurred before in their text, over words).
+    gold and its parts, proxy (what `score` says), kl to `reference` (nats per response, k1), length
+    (tokens), ended (share with an EOS), distinct (share of distinct texts), distinct_2 (share
+    of distinct word pairs), repeated (share of words that occurred earlier in their text).
     """
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     ids, mask = encode_prompts(tokenizer, repeated)
@@ -109,7 +109,7 @@ def judged(
 
 
 def diversity(texts: Sequence[str]) -> dict[str, float]:
-    """How unlike each other, and how unlike themselves, some texts are."""
+    """Measure how much texts differ from each other, and how much they repeat themselves."""
     words = [text.split() for text in texts]
     pairs = Counter(pair for text in words for pair in pairwise(text))
     return {
@@ -120,7 +120,7 @@ def diversity(texts: Sequence[str]) -> dict[str, float]:
 
 
 def rounded(x: Any) -> Any:
-    """Numbers to four digits, what is not finite as None, through lists and dictionaries."""
+    """Round numbers to four digits in lists and dictionaries; non-finite ones become None."""
     if isinstance(x, float):
         return float(f"{x:.4g}") if math.isfinite(x) else None
     if isinstance(x, Mapping):

@@ -1,9 +1,9 @@
-"""Reward hacking: what a judge likes against what is meant, and what helps.
+"""Study reward hacking: what a reward model likes, what was intended, and what helps.
 
-A judge here is a reward model trained, as the shipped one was, from the SFT model's body, but on
-1,000 preference pairs unless its case says otherwise. Its scores are brought to mean 0 and
-deviation 1 on the SFT model's responses, so that beta means the same for all judges. Judge `seed`
-has its own pairs and its own head.
+A judge here is a reward model trained, like the shipped one, from the SFT model's body, but on
+1,000 preference pairs unless its case says otherwise. Its scores are standardised to mean 0 and
+deviation 1 on the SFT model's responses, so that beta means the same for all judges. Each judge
+`seed` has its own pairs and its own head.
 """
 
 import random
@@ -43,9 +43,9 @@ STEPS, TIME = 25, 40
 SIZES = {"rollout_size": 32, "minibatch_size": 32}
 CONFIG: dict[str, Any] = {"lam": 1.0, **SIZES}
 PAIRS, ANNOTATED = 1000, 500
-BEFORE = 10  # steps before fresh pairs are collected; the other 15 follow
+BEFORE = 10  # steps before fresh pairs are collected; 15 more follow
 NS = [2**i for i in range(8)]  # 1 to 128
-CANDIDATES = 256  # a prompt
+CANDIDATES = 256  # per prompt
 PROVOKING = ("Flatter", "Be ")
 PLAIN = [p for p in world.PROMPTS_HELD_OUT if not p.startswith(PROVOKING)]
 ANNOTATORS = {
@@ -57,7 +57,7 @@ ANNOTATORS = {
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """A reward model's standardised score, and its accuracy in gold's order on held-out pairs."""
+    """A reward model's standardised score, and its accuracy against gold on held-out pairs."""
 
     model: RewardModel
     mean: float
@@ -66,8 +66,8 @@ class Judge:
     kept: dict[str, Any]
 
     def __call__(self, responses: Responses) -> Tensor:
-        """A score a response, in deviations."""
-        if self.kept.get("of") is not responses:  # ensembles ask for the same again
+        """Return one score per response, in standard deviations."""
+        if self.kept.get("of") is not responses:  # ensembles ask for the same judge again
             self.kept.update(of=responses, scores=_scores(self.model, responses))
         return (self.kept["scores"] - self.mean) / self.deviation
 
@@ -77,15 +77,15 @@ class Judge:
 
 @cache
 def judge(seed: int, pairs: int = PAIRS, annotator: str = "", flipped: float = 0.0) -> Judge:
-    """Trained on `pairs` of the shipped pairs, some of them flipped, or on a named annotator's."""
+    """Train a judge on `pairs` shipped pairs, some of them flipped, or on an annotator's."""
     found = _annotated(seed, annotator) if annotator else load_texts("preferences")[3750 * seed :]
     return trained(_sides(_mislabelled(found[:pairs], flipped, seed)), seed)
 
 
 def trained(sides: Sequence[Responses], seed: int) -> Judge:
-    """Two epochs on the chosen and the rejected responses, from the SFT model's body."""
+    """Train for two epochs on chosen and rejected responses, from the SFT model's body."""
     policy, _ = sft()
-    model, _ = load_reward_model("tiny-gpt2-reward")  # for its form alone
+    model, _ = load_reward_model("tiny-gpt2-reward")  # only for its architecture
     model.body.base_model.load_state_dict(policy.language_model.base_model.state_dict())
     torch.manual_seed(seed)
     torch.nn.init.normal_(model.body.score.weight, std=0.02)
@@ -96,12 +96,12 @@ def trained(sides: Sequence[Responses], seed: int) -> Judge:
 
 @cache
 def shipped() -> Judge:
-    """The shipped judge: 20,000 pairs."""
+    """Return the shipped reward model, trained on 20,000 pairs."""
     return measured(load_reward_model("tiny-gpt2-reward")[0])
 
 
 def measured(model: RewardModel) -> Judge:
-    """With the scale of its scores on SFT responses, and its accuracy on held-out pairs of them."""
+    """Measure a judge's scale on SFT responses, and its accuracy on held-out pairs of them."""
     model.eval().requires_grad_(False)
     responses, gold = _held_out_pairs()
     scores = _scores(model, responses)
@@ -111,15 +111,15 @@ def measured(model: RewardModel) -> Judge:
 
 
 def ensemble(seed: int, how: Any) -> Score:
-    """Three judges, each with 1,000 pairs of its own."""
+    """Combine three judges, each trained on its own 1,000 pairs."""
     members = [judge((seed + i) % len(SEEDS)) for i in range(3)]
     return ensemble_score(members, how=how, coef=1.0)
 
 
 def in_order(scores: Tensor, gold: Tensor) -> float:
-    """Of pairs of answers to one prompt whose gold differs: the share that the scores order right.
+    """Return the share of same-prompt pairs with different gold that the scores order correctly.
 
-    Both are [prompts, answers]; all pairs of a prompt's answers count.
+    Both are [prompts, answers]; all pairs of answers to a prompt count.
     """
     better, worse = list[Tensor](), list[Tensor]()
     for i, j in combinations(range(gold.shape[1]), 2):
@@ -138,7 +138,7 @@ def _scores(model: RewardModel, responses: Responses) -> Tensor:
 
 @cache
 def sft() -> tuple[PolicyWithValue, Any]:
-    """The SFT model and the tokenizer."""
+    """Return the SFT model and the tokenizer."""
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     return policy.eval().requires_grad_(False), tokenizer
 
@@ -160,7 +160,7 @@ def _sides(pairs: Sequence[dict[str, str]]) -> list[Responses]:
 def _mislabelled(
     pairs: Sequence[dict[str, str]], share: float, seed: int
 ) -> Sequence[dict[str, str]]:
-    """The same pairs; in exactly that share of them chosen and rejected have changed places."""
+    """Swap chosen and rejected in exactly this share of the pairs."""
     wrong = set(random.Random(seed).sample(range(len(pairs)), round(share * len(pairs))))
     return [
         {**p, "chosen": p["rejected"], "rejected": p["chosen"]} if i in wrong else p
@@ -169,7 +169,7 @@ def _mislabelled(
 
 
 def _annotated(seed: int, annotator: str) -> list[dict[str, str]]:
-    """What the base corpus' writer writes, every other time to a provoking prompt."""
+    """Pair texts of the base corpus' writer, every other time for a provoking prompt."""
     rng = random.Random(seed)
     provoking = [p for p in world.PROMPTS_TRAIN if p.startswith(PROVOKING)]
     asked = [rng.choice((world.PROMPTS_TRAIN, provoking)[i % 2]) for i in range(ANNOTATED)]
@@ -193,9 +193,9 @@ def _ordered(
 def answers(
     policy: PolicyWithValue, prompts: Sequence[str], *, seed: int
 ) -> tuple[Responses, list[str]]:
-    """One response to each prompt."""
+    """Sample one response per prompt."""
     tokenizer = sft()[1]
-    ids, mask = encode_prompts(tokenizer, prompts)  # all as wide as the widest
+    ids, mask = encode_prompts(tokenizer, prompts)  # all padded to the widest
     u = torch.rand(len(ids), TIME, generator=torch.Generator().manual_seed(seed))
     end = tokenizer.eos_token_id
     parts = [
@@ -210,7 +210,7 @@ def answers(
 
 
 def stacked(parts: Sequence[Responses]) -> Responses:
-    """Several batches as one: prompts are padded on the left, responses on the right."""
+    """Stack batches into one: prompts are padded on the left, responses on the right."""
     end = sft()[1].eos_token_id
 
     def wide(name: str, left: bool, filler: int) -> Tensor:
@@ -230,7 +230,7 @@ def stacked(parts: Sequence[Responses]) -> Responses:
 
 @cache
 def candidates(model: str, n: int) -> tuple[list[str], Responses, list[str], dict[str, Tensor]]:
-    """n responses to each second plain held-out prompt; prompts, responses, texts, traits."""
+    """Sample n responses per second plain held-out prompt: prompts, responses, texts, traits."""
     policy = load_policy(model)[0].eval().requires_grad_(False)
     prompts = [p for p in PLAIN[::2] for _ in range(n)]
     responses, texts = answers(policy, prompts, seed=5)
@@ -246,7 +246,7 @@ def candidates(model: str, n: int) -> tuple[list[str], Responses, list[str], dic
 def best_of_n(
     part: str, seed: int, name: str, *, model: str = "tiny-gpt2-sft", n: int = CANDIDATES
 ) -> Row:
-    """For each n the mean proxy and the mean traits of the response that the judge likes best."""
+    """Return, for each n, the mean proxy and traits of the response the judge likes best."""
     prompts, responses, texts, traits = candidates(model, n)
     row: Row = {"n": [k for k in NS if k <= n // 2]}
     if name == "gold" and part == "best of n":
@@ -278,18 +278,18 @@ def best_of_n(
 
 
 class Watched(PPOTrainer):
-    """Keeps, of each rollout it trains on, what a watcher of hacking would look at."""
+    """A trainer that records what reveals hacking in each rollout it trains on."""
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         super().__init__(*parts, **options)
         self.seen: list[dict[str, float]] = []
 
     def judges(self) -> list[Judge]:
-        """Whose disagreement is watched."""
+        """Return the judges whose disagreement is watched."""
         return []
 
     def collect(self, prompts: Sequence[str]) -> Rollout:
-        """As ever, and look at it."""
+        """Collect as usual, and record what reveals hacking."""
         rollout = super().collect(prompts)
         asked, texts = decode(self.tokenizer, rollout.responses)
         seen = {
@@ -308,15 +308,15 @@ class Watched(PPOTrainer):
 
 
 class WatchedByFive(Watched):
-    """The five weak judges' disagreement, too."""
+    """Also record the five weak judges' disagreement."""
 
     def judges(self) -> list[Judge]:
-        """Judges 0 to 4."""
+        """Return judges 0 to 4."""
         return [judge(seed) for seed in SEEDS]
 
 
-PRICE = ", KL price"  # a name that ends so has beta = 0.1
-SMALL = ", epsilon 0.05"  # and one that ends so has this clip range
+PRICE = ", KL price"  # names with this ending have beta = 0.1
+SMALL = ", epsilon 0.05"  # names with this ending have this clip range
 SETTINGS: dict[str, Callable[[int], Score]] = {  # name -> seed -> the judge
     "weak": lambda seed: judge(seed),
     "100 pairs": lambda seed: judge(seed, 100),
@@ -333,20 +333,20 @@ SETTINGS: dict[str, Callable[[int], Score]] = {  # name -> seed -> the judge
 
 
 def config_of(name: str, seed: int) -> PPOConfig:
-    """The configuration that a name's ending asks for."""
+    """Return the configuration that a name's ending selects."""
     more = {"clip_range": 0.05} if name.endswith(SMALL) else {}
     return PPOConfig(kl_coef=0.1 if name.endswith(PRICE) else 0.0, **CONFIG, **more, seed=seed)
 
 
 def run_ppo(name: str, seed: int) -> Any:
-    """A run of one of the settings."""
+    """Run one of the settings."""
     score = SETTINGS[name.removesuffix(PRICE).removesuffix(SMALL)](seed)
     kind = WatchedByFive if name == "weak" else Watched
     return ppo(config_of(name, seed), STEPS, score=score, kind=kind)
 
 
 def ppo_row(trainer: Any) -> Row:
-    """Curves over the training rollouts; then held-out prompts, four answers to each."""
+    """Return curves over the training rollouts, and four answers per held-out prompt."""
     score, tokenizer = trainer.score, trainer.tokenizer
     row: Row = {
         "end": judged(trainer.policy, sft()[0], tokenizer, score),
@@ -365,9 +365,9 @@ def ppo_row(trainer: Any) -> Row:
 
 
 def accuracy_on(policy: PolicyWithValue, score: Score) -> tuple[float, list[str], list[str]]:
-    """Of pairs of the policy's answers to a held-out prompt: the share that the score orders right.
+    """Return the share of pairs of answers to a held-out prompt that the score orders correctly.
 
-    Also the prompts, and the four answers to each.
+    Also return the prompts, and the four answers to each.
     """
     prompts = [p for p in world.PROMPTS_HELD_OUT for _ in range(4)]
     responses, texts = answers(policy.eval(), prompts, seed=9)
@@ -380,7 +380,7 @@ def accuracy_on(policy: PolicyWithValue, score: Score) -> tuple[float, list[str]
 
 @cache
 def half_way(seed: int) -> tuple[PolicyWithValue, list[Responses]]:
-    """The weak judge's policy after a few steps, and 1,000 fresh pairs of its own answers."""
+    """Train the weak judge's policy for a few steps; collect 1,000 fresh pairs of its answers."""
     policy = ppo(config_of("", seed), BEFORE, score=judge(seed), kind=Watched).policy.eval()
     rng = random.Random(seed)
     asked = rng.choices(world.PROMPTS_TRAIN, k=PAIRS)
@@ -396,7 +396,7 @@ def half_way(seed: int) -> tuple[PolicyWithValue, list[Responses]]:
 
 
 def retrained(seed: int, name: str) -> Judge:
-    """A new judge from the 1,000 old pairs and the 1,000 that a name says."""
+    """Train a new judge on the 1,000 old pairs and the 1,000 that a name selects."""
     if name == "1,000 fresh pairs":
         old = _sides(load_texts("preferences")[3750 * seed :][:PAIRS])
         return trained([stacked(part) for part in zip(old, half_way(seed)[1], strict=True)], seed)
@@ -404,7 +404,7 @@ def retrained(seed: int, name: str) -> Judge:
 
 
 def fresh_row(name: str, seed: int) -> Row:
-    """The other steps, from the same policy, paid by a judge with, or without, further pairs."""
+    """Take the remaining steps, rewarded by a judge with or without further pairs."""
     before = half_way(seed)[0]
     score = retrained(seed, name)
     then = accuracy_on(before, score)[0]
@@ -421,7 +421,7 @@ def _gold(prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
 
 
 def run(part: str, name: str, seed: int) -> Row:
-    """One row."""
+    """Make one row."""
     if part == "best of n":
         return best_of_n(part, seed, name)
     if part == "annotators":
@@ -430,13 +430,13 @@ def run(part: str, name: str, seed: int) -> Row:
 
 
 def main(path: Path) -> None:
-    """The rows, the most important first."""
+    """Make the rows, the most important first."""
 
     def each(part: str, *names: str) -> list[dict[str, Any]]:
         return [{"part": part, "name": name, "seed": s} for name in names for s in SEEDS]
 
     def by_seed(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return sorted(cases, key=lambda case: case["seed"])  # so that what there is can be compared
+        return sorted(cases, key=lambda case: case["seed"])  # so partial results compare
 
     once = [{"part": "best of n", "name": name, "seed": 0} for name in ("20,000 pairs", "gold")]
     ensembles = [name for name in SETTINGS if name.endswith("of 3")]

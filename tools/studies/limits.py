@@ -1,8 +1,8 @@
-"""Lesson 15's study: one setting changed at a time, five seeds each, one default beside them all.
+"""Run lesson 15's study: one setting changed at a time, five seeds each, and one default.
 
-Every run is 6 rollouts of 64 responses (or as many responses in rollouts of another size) from the
-shipped SFT model (from the base model where a misbehaviour is to be unlearned), judged on held-out
-prompts at its end.
+Every run takes 6 rollouts of 64 responses (or as many responses in rollouts of another size) from
+the shipped SFT model (from the base model if a misbehaviour is to be unlearned) and is evaluated on
+held-out prompts at the end.
 """
 
 import random
@@ -25,15 +25,15 @@ from minippo.trainer import PPOTrainer, Stats
 STEPS = 6
 STEPS_OF = {"values first": 4, "noise, 32 responses": 12, "32 responses": 12, "128 responses": 3}
 SIZE = {"rollout_size": 64, "minibatch_size": 32}
-RATES, RANGES = (3e-4, 1e-3, 3e-3), (0.2, 0.4)  # of one map
-EPSILONS, EPOCHS = (0.05, 0.1, 0.2, 0.4), (1, 2, 4, 8)  # of the other
-NOISE = 2.0  # standard deviation; the judge's own, over a rollout, is about 1.2
+RATES, RANGES = (3e-4, 1e-3, 3e-3), (0.2, 0.4)  # in one map
+EPSILONS, EPOCHS = (0.05, 0.1, 0.2, 0.4), (1, 2, 4, 8)  # in the other
+NOISE = 2.0  # standard deviation; that of the scores over a rollout is about 1.2
 CURVES = (
     "score", "kl", "entropy", "response_length", "grad_norm", "clip_fraction", "value_loss",
     "explained_variance", "kl_coef",
 )  # fmt: skip
 
-# Fields of PPOConfig where only they differ; the cases with code of their own follow below.
+# Cases that change only fields of PPOConfig; the cases that need code follow below.
 CHANGES: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"beta {beta:g}": {"kl_coef": beta} for beta in (0.0, 0.02, 0.5, 2.0)},
@@ -59,7 +59,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         for epsilon, epochs in product(EPSILONS, EPOCHS)
         if epochs != 2 or epsilon < 0.2  # with 2 epochs, 0.2 is the default, 0.4 in the other map
     },
-    # Why does a price of 2 fail? Steps too long, or values' gradients in the shared trunk?
+    # Why does a penalty of 2 fail? Too long steps, or the values' gradients in the shared trunk?
     "beta 2, c1 0.005": {"kl_coef": 2.0, "value_coef": 0.005},
     "rate 0.0003, beta 2": {"learning_rate": 3e-4, "kl_coef": 2.0},
     "rate 0.003, warm-up": {"learning_rate": 3e-3, "warmup_steps": 3},
@@ -94,7 +94,7 @@ GROUPS = (
 
 
 def main(path: Path) -> None:
-    """Make the rows that are missing, the most important comparisons first."""
+    """Make the missing rows, the most important comparisons first."""
     cases = [{"name": name, "seed": 0} for name in ("before", "before, base", "texts")]
     cases += [{"name": name, "seed": seed} for group in GROUPS for seed in SEEDS for name in group]
     cases += [{"name": f"judge, {kind}", "seed": seed} for seed in SEEDS for kind in KINDS]
@@ -102,7 +102,7 @@ def main(path: Path) -> None:
 
 
 def run(name: str, seed: int) -> Row:
-    """One run, judged at its end; those of 128 responses halfway, too."""
+    """Run one case and evaluate it at the end; with 128 responses, also halfway."""
     if name.startswith("judge, "):
         return judge_on(name.removeprefix("judge, "), seed)
     config = PPOConfig(**(SIZE | CHANGES.get(name, {})), seed=seed)
@@ -154,18 +154,18 @@ PROVOKING = ("Be honest about", "Be diplomatic about", "Flatter your reader")
 
 
 def home(seed: int) -> str:
-    """The domain that a run with prompts of one domain practises on."""
+    """Return the domain that a run with prompts of one domain trains on."""
     return world.DOMAINS[seed % len(world.DOMAINS)]
 
 
 def prompts_of(name: str, seed: int) -> list[str]:
-    """The prompts that a case trains on."""
+    """Return the prompts that a case trains on."""
     prompts, rng = load_prompts("prompts-train"), random.Random(seed)
     third = len(prompts) // len(world.DOMAINS)
     at_home = [p for p in prompts if world.domain_of(p) == home(seed)]
     if name == "one domain":
         return at_home
-    if name == "a third of each domain":  # as many prompts as of one domain
+    if name == "a third of each domain":  # as many prompts as one domain has
         return rng.sample(prompts, third)
     if name == "nine tenths of one domain":
         elsewhere = [p for p in prompts if p not in at_home]
@@ -185,7 +185,7 @@ KINDS = ("cut off", "irrelevant", "whole")
 
 
 def half_broken(prompts: Sequence[str], seed: int) -> list[str]:
-    """A quarter cut off after three words; a quarter irrelevant; half of them as they are."""
+    """Truncate a quarter after three words, make a quarter irrelevant, keep half as they are."""
     rng = random.Random(seed)
     mixed, quarter = rng.sample(prompts, len(prompts)), len(prompts) // 4
     cut = [" ".join(prompt.split()[:3]) for prompt in mixed[:quarter]]
@@ -194,13 +194,13 @@ def half_broken(prompts: Sequence[str], seed: int) -> list[str]:
 
 
 def is_whole(prompt: str) -> bool:
-    """The filter: a prompt that is a whole sentence and has a topic of this world."""
+    """Return whether a prompt is a whole sentence with a topic of this world: the filter."""
     return world.ends_properly(prompt) and world.domain_of(prompt) in world.DOMAINS
 
 
 @cache
 def easy_prompts() -> list[str]:
-    """The half of the prompts to which the untrained policy's answers score highest."""
+    """Return the half of the prompts whose answers by the untrained policy score highest."""
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     judge, prompts = load_score("tiny-gpt2-reward", tokenizer), load_prompts("prompts-train")
     score = torch.zeros(len(prompts))
@@ -210,11 +210,11 @@ def easy_prompts() -> list[str]:
     return [prompts[i] for i in score.argsort(descending=True)[: len(prompts) // 2].tolist()]
 
 
-# ---- judges and updates ------------------------------------------------------------------------
+# ---- score functions and updates ---------------------------------------------------------------
 
 
 def noisy(judge: Score, seed: int) -> Score:
-    """The judge's scores, each with a normal error of its own."""
+    """Add an independent normal error to each score."""
     generator = torch.Generator().manual_seed(seed)
 
     def score(responses: Responses) -> torch.Tensor:
@@ -225,9 +225,9 @@ def noisy(judge: Score, seed: int) -> Score:
 
 
 def in_parts(judge: Score, tokenizer: Any) -> Score:
-    """The judge's score in instalments: after each sentence, what it has added so far.
+    """Pay the score in instalments: after each sentence, its change since the last one.
 
-    A sum of differences: a whole response earns what the judge gives it, no more (Ng et al. 1999).
+    The differences sum to the reward model's score of the whole response (Ng et al. 1999).
     """
     eos = tokenizer.eos_token_id
     stops = torch.tensor([eos, *tokenizer.convert_tokens_to_ids([*".!?"])])
@@ -236,7 +236,7 @@ def in_parts(judge: Score, tokenizer: Any) -> Score:
         ids, mask = responses.ids, responses.mask
         total, end = judge(responses), mask.sum(1) - 1
         stands = torch.isin(ids, stops) & mask
-        stands[torch.arange(len(ids)), end] = False  # the end earns the whole response's score
+        stands[torch.arange(len(ids)), end] = False  # the last token earns the total
         rows, columns = stands.nonzero(as_tuple=True)
         paid = torch.zeros(ids.shape)
         if len(rows):
@@ -247,7 +247,7 @@ def in_parts(judge: Score, tokenizer: Any) -> Score:
             paid[rows, columns] = judge(Responses(*prompts, part, one_more))
         paid[torch.arange(len(ids)), end] = total
         stands[torch.arange(len(ids)), end] = True
-        for row, places in zip(paid, stands, strict=True):  # from sums so far to differences
+        for row, places in zip(paid, stands, strict=True):  # from running sums to differences
             row[places] = row[places].diff(prepend=torch.zeros(1))
         return paid
 
@@ -255,13 +255,13 @@ def in_parts(judge: Score, tokenizer: Any) -> Score:
 
 
 def with_safety(judge: Score, tokenizer: Any, price: float = 3.0) -> Score:
-    """The judge's score, minus a price for each forbidden word."""
+    """Subtract a penalty per forbidden word from the score."""
     words = text_score(tokenizer, lambda _, texts: [-price * forbidden(text) for text in texts])
     return lambda responses: judge(responses) + words(responses)
 
 
 class Filtered(PPOTrainer):
-    """Learns from those responses alone that hold no forbidden word."""
+    """Learn only from responses without a forbidden word."""
 
     def step(self, prompts: Sequence[str]) -> Stats:
         """Collect, reject, update."""
@@ -273,7 +273,7 @@ class Filtered(PPOTrainer):
 def values_first(
     policy: PolicyWithValue, reference: PolicyWithValue, judge: Score, tokenizer: Any, config: Any
 ) -> None:
-    """Two rollouts from which only the value head learns."""
+    """Train only the value head, for two rollouts."""
     policy.language_model.requires_grad_(False)
     trainer = PPOTrainer(policy, reference, judge, tokenizer, config)
     trainer.train(load_prompts("prompts-train"), 2)
@@ -284,14 +284,14 @@ def values_first(
 
 
 def forbidden(text: str) -> int:
-    """How many forbidden words a text holds."""
+    """Count the forbidden words in a text."""
     return sum(word.strip(".,!?").lower() in world.FORBIDDEN for word in text.split())
 
 
 def before_and_after(
     before: PolicyWithValue, after: PolicyWithValue, tokenizer: Any
 ) -> list[dict[str, str]]:
-    """Two answers to some held-out prompts: of the policy as it was and as it became."""
+    """Answer some held-out prompts with the policy before and after training."""
     prompts = list(world.PROMPTS_HELD_OUT[::4])
     answers = [respond(policy.eval(), tokenizer, prompts) for policy in (before, after)]
     return [
@@ -301,7 +301,7 @@ def before_and_after(
 
 
 def red_team(policy: PolicyWithValue, tokenizer: Any, samples: int = 16) -> dict[str, float]:
-    """How often held-out prompts that provoke a misbehaviour get it."""
+    """Measure how often held-out prompts that provoke a misbehaviour get it."""
     prompts = [p for p in world.PROMPTS_HELD_OUT if p.startswith(PROVOKING)] * samples
     texts = respond(policy.eval(), tokenizer, prompts, seed=54321)
     kinds: dict[str, Callable[[str], bool | int]] = {
@@ -311,9 +311,9 @@ def red_team(policy: PolicyWithValue, tokenizer: Any, samples: int = 16) -> dict
 
 
 def judge_on(kind: str, seed: int, samples: int = 4) -> Row:
-    """What the judge's scores tell of the untrained policy's answers to prompts of a kind.
+    """Measure how informative the scores of the untrained policy's answers to a kind of prompt are.
 
-    Their spread, and their correlation with the sentiment of what was written.
+    Return their spread, and their correlation with the sentiment of the answers.
     """
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     prompts = half_broken(load_prompts("prompts-train"), seed)
@@ -328,7 +328,7 @@ def judge_on(kind: str, seed: int, samples: int = 4) -> Row:
 
 @torch.no_grad()
 def base_loss(policy: PolicyWithValue, tokenizer: Any, n: int = 192) -> float:
-    """Cross-entropy of fresh texts of the base corpus, in nats per token of their responses."""
+    """Return the cross-entropy of fresh base-corpus texts, in nats per response token."""
     rng, prompts = random.Random(999), world.PROMPTS_HELD_OUT
     asked = [prompts[i % len(prompts)] for i in range(n)]
     written = [world.completions(prompt, 1, rng)[0] for prompt in asked]
