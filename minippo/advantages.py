@@ -1,7 +1,7 @@
 """Credit: turn one score per response into one advantage per token.
 
 Columns are response tokens. `values[:, t]` belongs to the state *before* token t; `mask` is
-True on real tokens, EOS included, so each of its rows is a run of ones, then zeros.
+True on real tokens, EOS included, and each of its rows is a run of ones, then zeros.
 """
 
 import torch

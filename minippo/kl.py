@@ -1,4 +1,4 @@
-"""KL(policy || reference) = E[log p - log q], estimated or exact, and the control of its weight.
+"""KL(policy || reference) = E[log p - log q], estimated or exact, and controllers of its weight.
 
 The three estimators take tokens sampled from the policy. In the *reward* k1 gives the true gradient
 in expectation. In the *loss* its gradient is zero in expectation, k2's is the true one (per state,
@@ -116,7 +116,7 @@ class AdaptiveKL:
 
     Fed once per rollout with the mean over responses of the summed k1, measured when the rollout
     was collected. Source: Ziegler et al. 2019 (arXiv:1909.08593), sec. 2.2, and its code. verl and
-    OpenRLHF feed it a mean per token, so their targets have another unit.
+    OpenRLHF feed it a mean per token, so their targets are in a different unit.
 
     >>> controller = AdaptiveKL(1.0, target=6.0, horizon=10_000)
     >>> controller.update(7.0, 512)

@@ -13,8 +13,8 @@ from minippo._validate import check_mask, checked, upcast
 def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """sum(x over real tokens) / number of real tokens.
 
-    Every real token has the same weight. The mean of each response's mean is a different number:
-    for [[1, 1, 1, 1], [3]] it is 2.0, and this is 1.4.
+    Every real token has the same weight. The mean over responses of each response's mean is a
+    different number: for [[1, 1, 1, 1], [3]] it is 2.0, not 1.4.
 
     >>> import torch
     >>> x = torch.tensor([[1.0, 1.0, 1.0, 1.0], [3.0, 9.0, 9.0, 9.0]])

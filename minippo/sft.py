@@ -65,7 +65,7 @@ def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
 
 
 def progress_bar(*, silent: bool = False, **options: Any) -> tqdm:
-    """Draw a bar; TQDM_DISABLE=1 silences it also in notebooks, where tqdm ignores it."""
+    """Draw a bar. TQDM_DISABLE=1 also silences it in notebooks, where tqdm ignores it."""
     return tqdm(disable=silent or bool(os.environ.get("TQDM_DISABLE")), **options)
 
 
