@@ -1,10 +1,10 @@
 """minippo: PPO for RLHF of language models, small enough to read in an hour.
 
 Files are PPO; folders teach it. Read the files in this order. The mathematics, re-exported here,
-needs torch and jaxtyping alone: `log_probs`, `masking`, `advantages`, `losses`, `kl`,
-`alternatives`. Then the things (`responses`, `data`, `hub`, `models`), the stages (`scores`,
-`rollout`, `sft`, `reward_model`) and the algorithm (`ppo`, `processes`, `checkpoint`, `trainer`),
-each imported by its own name: `from minippo.trainer import PPOTrainer`.
+needs only torch and jaxtyping: `log_probs`, `masking`, `advantages`, `losses`, `kl`,
+`alternatives`. Then come the data and the models (`responses`, `data`, `hub`, `models`), the stages
+(`scores`, `rollout`, `sft`, `reward_model`) and the algorithm (`ppo`, `processes`, `checkpoint`,
+`trainer`), each imported by its own name: `from minippo.trainer import PPOTrainer`.
 """
 
 from importlib import import_module
@@ -33,10 +33,10 @@ __all__ = [
 _MATHEMATICS = ("log_probs", "masking", "advantages", "losses", "kl", "alternatives")
 _WORLDS = {"world": "minippo.worlds.reviews", "enumerable": "minippo.worlds.enumerable"}
 
-if not TYPE_CHECKING:  # a type checker that saw this would believe in any name
+if not TYPE_CHECKING:  # a type checker that saw this would accept any name
 
     def __getattr__(name: str) -> object:
-        """Load the mathematics, and torch with it, at first use: `minippo --help` needs none."""
+        """Load the mathematics, and torch with it, at first use: `minippo --help` needs neither."""
         if name in _WORLDS:
             return import_module(_WORLDS[name])
         if name not in __all__ and name not in _MATHEMATICS:

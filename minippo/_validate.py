@@ -1,10 +1,10 @@
-"""What every public function asks of its arguments, and how it says so.
+"""Checks of arguments, and the one form of error message for all of them.
 
 `checked` reads the jaxtyping annotations of a signature: the shape that a reader sees is the
 shape that is enforced. All errors are `ValueError` and name the caller, the argument, what it
-must be and what came. Shapes and dtypes are checked always; the contents of a tensor only on
-the CPU, because looking at them on an accelerator would make the program wait for the device.
-The trainer checks a rollout once, at the door: inside `update` nothing is checked again.
+must be and what it was. Shapes and dtypes are always checked; the contents of a tensor only on
+the CPU, because reading them on an accelerator would make the program wait for the device.
+The trainer checks a rollout once, on entry; nothing is checked again inside `update`.
 """
 
 import functools
@@ -22,12 +22,12 @@ from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_DONE = ContextVar("_DONE", default=False)  # what comes now was checked at the door
+_DONE = ContextVar("_DONE", default=False)  # True inside `checked_at_the_door`
 
 
 @contextmanager
 def checked_at_the_door() -> Iterator[None]:
-    """Functions that are called in this block check nothing: their caller has, once for all."""
+    """Skip the checks of all functions called in this block: the caller has already checked."""
     token = _DONE.set(True)
     try:
         yield
@@ -45,7 +45,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         if _DONE.get():
             return function(*args, **kwargs)
-        sizes: dict[str, Any] = {}  # what each axis turned out to be, shared by all arguments
+        sizes: dict[str, Any] = {}  # the size of each named axis, shared by all arguments
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             optional = type(None) in typing.get_args(annotations.get(name))
             if name in specs and not (value is None and optional):
@@ -56,7 +56,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _tensor_specs(annotation: Any) -> list[Any]:
-    """The jaxtyping alternatives of an annotation: [] for a plain number."""
+    """The jaxtyping alternatives in an annotation; [] for a plain number."""
     choices = typing.get_args(annotation) or (annotation,)
     return [choice for choice in choices if hasattr(choice, "dim_str")]
 
@@ -68,7 +68,7 @@ def _check_tensor(
         for spec in specs:
             dtype = str(value.dtype).removeprefix("torch.")
             bound = _bind(spec.dim_str.split(), tuple(value.shape), sizes)
-            # torch cannot calculate with floats of 8 bits and fewer.
+            # torch cannot compute with floats of 8 bits or fewer.
             if dtype in spec.dtypes and bound is not None and "float8" not in dtype:
                 sizes.update(bound)
                 return
@@ -83,7 +83,7 @@ def _check_tensor(
 
 
 def _bind(axes: list[str], shape: tuple[int, ...], sizes: dict[str, Any]) -> dict[str, Any] | None:
-    """Match axis names such as ["*shape", "vocab"] with a shape; None where they disagree."""
+    """Match axis names such as ["*shape", "vocab"] with a shape; None if they disagree."""
     if axes and axes[0].startswith("*"):
         cut = len(shape) - len(axes) + 1
         if cut < 0:
@@ -99,18 +99,18 @@ def _bind(axes: list[str], shape: tuple[int, ...], sizes: dict[str, Any]) -> dic
 
 
 def fail(caller: str, name: str, must: str, came: object) -> NoReturn:
-    """Raise the one kind of error that this package raises for a wrong argument."""
+    """Raise the one kind of error that this package uses for an invalid argument."""
     raise ValueError(f"{caller}: {name} must {must}, got {came}.")
 
 
 def check_number(
     caller: str, low: float, high: float = math.inf, *, above: bool = False, **values: float
 ) -> None:
-    """Each value must be a finite number in [low, high], or in (low, high] with `above`."""
+    """Require finite numbers in [low, high], or in (low, high] with `above`."""
     for name, value in values.items() if not _DONE.get() else ():
         if isinstance(value, bool) or not isinstance(value, int | float):
             fail(caller, name, "be a number", repr(value))
-        finite = abs(value) <= sys.float_info.max  # NaN is not, nor a whole number beyond floats
+        finite = abs(value) <= sys.float_info.max  # neither NaN nor an integer beyond floats is
         if not (finite and low <= value <= high) or (above and value == low):
             left = "(" if above else "["
             right = ")" if high == math.inf else "]"
@@ -118,25 +118,24 @@ def check_number(
 
 
 def _contents(x: Tensor) -> bool:
-    """Whether to look at what a tensor holds."""
+    """Whether to check the contents of a tensor."""
     return x.device.type == "cpu" and not _DONE.get()
 
 
 def check_mask(caller: str, mask: Tensor) -> None:
-    """A mask must leave at least one real token."""
+    """Require a mask with at least one real token."""
     if _contents(mask) and not mask.any():
         fail(caller, "mask", "hold at least one True", f"none in shape {list(mask.shape)}")
 
 
 def check_response_mask(caller: str, mask: Tensor) -> None:
-    """Each row must be ones (the real tokens, at least one) and then zeros (the padding)."""
+    """Require rows of ones (the real tokens, at least one), then zeros (the padding)."""
     if not _contents(mask) or len(mask) == 0:
         return
     if (bad := ~mask[:, :1].any(1)).any():
         row = int(bad.nonzero()[0])
-        fail(
-            caller, "mask", "hold at least one real token in each row, first", f"none in row {row}"
-        )
+        must = "hold at least one leading real token per row"
+        fail(caller, "mask", must, f"none in row {row}")
     if (bad := (mask[:, 1:] & ~mask[:, :-1]).any(1)).any():
         row = int(bad.nonzero()[0])
         came = "".join(str(int(m)) for m in mask[row, :40])
@@ -144,7 +143,7 @@ def check_response_mask(caller: str, mask: Tensor) -> None:
 
 
 def check_tokens(caller: str, tokens: Tensor, vocab: int) -> None:
-    """Token ids must lie inside the vocabulary."""
+    """Require token ids inside the vocabulary."""
     if _contents(tokens) and tokens.numel():
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= vocab:

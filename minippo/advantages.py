@@ -1,7 +1,7 @@
-"""Credit: from one score for a response to an advantage for each of its tokens.
+"""Credit: turn one score per response into one advantage per token.
 
 Columns are response tokens. `values[:, t]` belongs to the state *before* token t; `mask` is
-True on real tokens, EOS included, and each of its rows is a run of ones and then zeros.
+True on real tokens, EOS included, and each of its rows is a run of ones, then zeros.
 """
 
 import torch
@@ -24,8 +24,8 @@ def shape_rewards(
 
     Scores [batch, time] are shaped rewards and are added token by token. Zero on padding. Source:
     Ziegler et al. 2019, eq. 2. TRL's trainer and torchtune put the score one slot later, on the
-    first padding token; lm-human-preferences on the last column, which is the same only where
-    every response has full length.
+    first padding token; lm-human-preferences on the last column, which is the same only if every
+    response has full length.
 
     >>> mask = torch.tensor([[True, True, True, False]])
     >>> kl = torch.tensor([[0.1, 0.2, 0.3, 7.0]])
@@ -43,9 +43,9 @@ def shape_rewards(
 
 @checked
 def discounted_sum(x: Float[Tensor, "batch time"], discount: float) -> Float[Tensor, "batch time"]:
-    """y_t = x_t + discount * y_{t+1}: what is still to come, the far future counting less.
+    """y_t = x_t + discount * y_{t+1}: all that is still to come, discounted by distance.
 
-    Of rewards with gamma it is the return, of TD errors with gamma * lam it is GAE.
+    Rewards with discount gamma give the return; TD errors with gamma * lam give GAE.
 
     >>> discounted_sum(torch.tensor([[1.0, 1.0, 1.0]]), 0.5)
     tensor([[1.7500, 1.5000, 1.0000]])
@@ -70,7 +70,7 @@ def td_errors(
     """delta_t = r_t + gamma * V_{t+1} - V_t; zero on padding.
 
     After the last real token the episode is over: the next value is 0, or `bootstrap` (the value
-    after the last token of a response that was cut off, 0 where EOS came). Source: Sutton and
+    after the last token of a truncated response, 0 if EOS came). Source: Sutton and
     Barto 2018, eq. 6.5; Schulman et al. 2016, sec. 3.
 
     >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.25, 0.5]])
@@ -100,9 +100,9 @@ def gae(
     """A_t = sum over l of (gamma * lam)^l * delta_{t+l}: generalized advantage estimation.
 
     lam = 0 is the TD error (least variance, most bias), lam = 1 is return minus value (no bias).
-    Zero on padding; junk under the mask changes nothing. Source: Schulman et al. 2016
+    Zero on padding; junk in the padding changes nothing. Source: Schulman et al. 2016
     (arXiv:1506.02438), eq. 16. Returns for the value loss are `gae(...) + values`, raw, before
-    any whitening. TRL and torchtune also let the slot after EOS take part, and some small
+    any whitening. TRL and torchtune also include the slot after EOS, and some small
     implementations let the values of the padding leak in.
 
     >>> rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
@@ -150,7 +150,7 @@ def explained_variance(
 ) -> Float[Tensor, ""]:
     """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than a constant.
 
-    Negative where the values are worse than a constant. NaN where the returns do not vary:
+    Negative if the values are worse than a constant. NaN if the returns do not vary:
     there is nothing to explain.
 
     >>> returns, mask = torch.tensor([1.0, 2.0, 3.0]), torch.ones(3).bool()
@@ -159,7 +159,7 @@ def explained_variance(
     """
     check_mask("explained_variance", mask)
     values, returns = upcast(values), upcast(returns)
-    least = where(mask, returns, torch.inf).min()  # rounding can give constants a variance
+    least = where(mask, returns, torch.inf).min()  # rounding can give a constant some variance
     constant = least == where(mask, returns, -torch.inf).max()
     share = masked_var(returns - values, mask) / masked_var(returns, mask)
     return where(constant, torch.nan, 1 - share)

@@ -1,4 +1,4 @@
-"""What one can do instead of PPO: the losses and advantages of DPO, GRPO, RLOO and best-of-n."""
+"""Alternatives to PPO: the losses and advantages of DPO, GRPO, RLOO and best-of-n."""
 
 import math
 
@@ -37,9 +37,9 @@ def dpo_loss(
 def group_advantages(
     scores: Float[Tensor, "groups k"], *, normalize: bool = True
 ) -> Float[Tensor, "groups k"]:
-    """(score - mean of its group) / sqrt(variance + 1e-8): GRPO, k responses to each prompt.
+    """(score - mean of its group) / sqrt(variance + 1e-8): GRPO, k responses per prompt.
 
-    `normalize=False` leaves out the division (Dr. GRPO, Liu et al. 2025). Population variance;
+    `normalize=False` omits the division (Dr. GRPO, Liu et al. 2025). Population variance;
     TRL and verl divide by k - 1. Source: Shao et al. 2024 (arXiv:2402.03300), sec. 4.1.2.
 
     >>> from torch import tensor
@@ -74,7 +74,7 @@ def leave_one_out_advantages(scores: Float[Tensor, "groups k"]) -> Float[Tensor,
 def best_of_n_kl(n: int) -> float:
     """log n - (n - 1) / n: how far best-of-n moves from the policy it samples from, in nats.
 
-    Exact where no two draws ever tie, an upper bound where they can, as whenever the same response
+    Exact if no two draws can tie, otherwise an upper bound, for example whenever the same response
     can be drawn twice (Beirami et al. 2024, arXiv:2401.01879). Source: Stiennon et al. 2020
     (arXiv:2009.01325), app. G.3.
 
@@ -90,4 +90,4 @@ def _check_groups(caller: str, scores: Tensor) -> None:
     if not len(scores):
         fail(caller, "scores", "hold at least one group", f"shape {list(scores.shape)}")
     if scores.shape[1] < 2:
-        fail(caller, "scores", "hold 2 or more responses a group", f"shape {list(scores.shape)}")
+        fail(caller, "scores", "hold 2 or more responses per group", f"shape {list(scores.shape)}")

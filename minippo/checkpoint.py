@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any moment: safetensors and JSON, nothing pickled.
 
-A checkpoint is written under another name and then renamed; what was there before becomes
-`<folder>.previous`. Every file's SHA-256 is in its state, so that a damaged file is found.
+A checkpoint is written under a temporary name and then renamed; the one it replaces becomes
+`<folder>.previous`. The state holds every file's SHA-256, so that damage is detected.
 """
 
 import hashlib
@@ -21,36 +21,36 @@ from minippo._validate import fail
 from minippo.data import sha256
 from minippo.hub import no_progress_bars
 
-STATE = "trainer.json"  # its presence makes a folder a checkpoint of ours
+STATE = "trainer.json"  # marks a folder as one of our checkpoints
 TENSORS = "trainer.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
-REFERENCE = "reference."  # before the names of its tensors
+REFERENCE = "reference."  # prefix of its tensors' names
 State = dict[str, Any]
 
 
 def previous(folder: Path) -> Path:
-    """Where the checkpoint before the one in `folder` is kept."""
+    """The folder of the checkpoint that `folder` replaced."""
     return folder.with_name(f"{folder.name}.previous")
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """True if one is here, or the one before it is."""
+    """True if there is a checkpoint in `folder`, or the one that it replaced."""
     return (folder / STATE).exists() or (previous(folder) / STATE).exists()
 
 
 def write_checkpoint(
     folder: Path, write_model: Callable[[Path], None], tensors: Mapping[str, Tensor], state: State
 ) -> None:
-    """Write model, tensors and state; a kill leaves this checkpoint or the one before it whole.
+    """Write model, tensors and state; a kill leaves this checkpoint or the previous one intact.
 
     Raises:
         ValueError: the folder exists and is not a checkpoint.
-        OSError: it cannot be written; what was there before is still there.
+        OSError: the folder cannot be written; its previous content is kept.
     """
     if folder.exists() and not (folder / STATE).exists() and any(folder.iterdir()):
         fail("PPOTrainer.save", "folder", "be new, empty or a checkpoint", str(folder))
     made = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(made, ignore_errors=True)  # what a kill left
+    shutil.rmtree(made, ignore_errors=True)  # left over from a kill
     made.mkdir(parents=True)
     try:
         write_model(made)
@@ -67,29 +67,29 @@ def write_checkpoint(
             shutil.rmtree(previous(folder), ignore_errors=True)
             folder.rename(previous(folder))
         made.rename(folder)
-    except SafetensorError as error:  # a full disk among others
+    except SafetensorError as error:  # for example a full disk
         raise OSError(f"PPOTrainer.save: {folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def read_checkpoint(folder: Path) -> tuple[State, dict[str, Tensor]]:
-    """State and tensors as they were written.
+    """Read state and tensors back.
 
     Raises:
-        ValueError: no checkpoint is there, or a file was altered or cut off.
+        ValueError: there is no checkpoint, or a file was altered or truncated.
     """
     before = previous(folder)
     if not folder.exists() and (before / STATE).exists():
         folder = before  # killed between the two renames of `write_checkpoint`
     if not (folder / STATE).is_file():
         fail("PPOTrainer.resume", "folder", f"be a checkpoint (it has no {STATE})", str(folder))
-    hint = f"; the checkpoint before it is {before}" if (before / STATE).exists() else ""
+    hint = f"; the previous checkpoint is {before}" if (before / STATE).exists() else ""
     try:
         state: State = json.loads((folder / STATE).read_text(encoding="utf-8"))
         recorded, own = state["sha256"], state.pop("own_sha256")
         if own != _digest(state):
-            raise ValueError("another content")
+            raise ValueError("different content")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"PPOTrainer.resume: {folder / STATE} is damaged{hint}.") from error
     for name, digest in recorded.items():
@@ -99,7 +99,7 @@ def read_checkpoint(folder: Path) -> tuple[State, dict[str, Tensor]]:
 
 
 def save(trainer: Any, folder: Path) -> None:
-    """What `PPOTrainer.save` writes: parameters that learn, Adam's moments, and its state."""
+    """Write what `PPOTrainer.save` keeps: trainable parameters, Adam's moments and the state."""
     tensors, steps = dict[str, Tensor](), 0
     for name, p in _learning(trainer).items():
         tensors[f"parameter.{name}"] = p
@@ -130,14 +130,14 @@ def save(trainer: Any, folder: Path) -> None:
 
 @torch.no_grad()
 def resume(trainer: Any, folder: Path) -> None:
-    """What `PPOTrainer.resume` takes over from `save`."""
+    """Restore into a trainer what `save` wrote."""
     state, tensors = read_checkpoint(folder)
     then, now = state["config"], asdict(trainer.config)
     if changed := [f"{name}={then.get(name)}" for name in now if then.get(name) != now[name]]:
         must = f"be the checkpoint's ({', '.join(changed)})"
-        fail("PPOTrainer.resume", "config", must, "another")
+        fail("PPOTrainer.resume", "config", must, "another one")
     if state["reference"] not in (None, trainer.reference_hash):
-        fail("PPOTrainer.resume", "reference", "be the one that the run began with", "another")
+        fail("PPOTrainer.resume", "reference", "be the one that the run began with", "another one")
     for name, p in _learning(trainer).items():
         p.copy_(tensors[f"parameter.{name}"])
         if f"exp_avg.{name}" in tensors:
@@ -160,12 +160,12 @@ def _learning(trainer: Any) -> dict[str, nn.Parameter]:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names and values of a module's weights: equal hashes, equal models."""
+    """SHA-256 of the names and values of a module's weights: equal hashes mean equal models."""
     return tensors_hash(module.state_dict())
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and values."""
+    """SHA-256 of names and values."""
     digest = hashlib.sha256()
     for name, x in tensors.items():
         digest.update(name.encode())

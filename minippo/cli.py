@@ -1,6 +1,6 @@
 """The command line: `minippo demo` shows PPO, `train` runs it, `grade` and `homework` teach it.
 
-Exit codes: 0 done; 1 a run failed; 2 the command is wrong; 130 stopped by Ctrl-C.
+Exit codes: 0 success; 1 a run failed; 2 wrong usage; 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from minippo import __version__
 
-# Nothing here loads torch: a command imports what it needs after its options are understood.
+# Nothing here loads torch: a command imports what it needs once its options are parsed.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code."""
+    """Run a command and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser()
     if not arguments:
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "PPO, the third stage of RLHF, in about a minute"
     demo = commands.add_parser("demo", help=about, description=f"{about}.")
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--output", type=Path, default=Path("demo"), help="folder of the picture")
+    demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for the picture")
 
     # Its options are the fields of PPOConfig, which needs torch: see commands.train_options.
     about = "PPO with your model, prompts and reward"
@@ -67,23 +67,23 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "grade a file of functions, or a folder of such files"
     more = (
-        "A file runs in a process of its own, with limits of time, memory and file size, but with "
-        "your rights: grade the files of people whom you do not trust as another user, in a "
-        "container without a network."
+        "Each file runs in its own process, with limits on time, memory and file size, but with "
+        "your rights: grade files from people you do not trust as another user, in a container "
+        "without network access."
     )
     grade = commands.add_parser("grade", help=about, description=more)
     grade.add_argument("path", type=Path, help="a file of functions, or a folder of such files")
-    grade.add_argument("--key", type=Path, help="key.json of `minippo homework`")
+    grade.add_argument("--key", type=Path, help="key.json from `minippo homework`")
     grade.add_argument("--tasks", nargs="+", default=[], help="the functions asked for")
-    grade.add_argument("--seed", help="of the hidden inputs")
-    grade.add_argument("--summary", action="store_true", help="count the mistakes of a folder")
+    grade.add_argument("--seed", help="seed of the hidden inputs")
+    grade.add_argument("--summary", action="store_true", help="count the mistakes in a folder")
     grade.add_argument("--json", type=Path, help="write results.json as Gradescope reads it")
     grade.add_argument("--junit", type=Path, help="write JUnit XML")
 
     about = "draw a homework: functions to write, with conventions other than minippo's"
     homework = commands.add_parser("homework", help=about, description=f"{about}.")
     homework.add_argument("--seed", required=True, help="names the draw, such as 2027A")
-    homework.add_argument("--out", type=Path, required=True, help="a folder")
-    homework.add_argument("--tasks", nargs="+", help="functions to ask for; all if not given")
+    homework.add_argument("--out", type=Path, required=True, help="output folder")
+    homework.add_argument("--tasks", nargs="+", help="functions to ask for (default: all)")
     homework.add_argument("--previous", nargs="*", default=[], help="seeds of earlier years")
     return parser

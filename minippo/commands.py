@@ -1,4 +1,4 @@
-"""What `minippo train` does; the command line that calls it is `minippo.cli`."""
+"""The command `minippo train`, which the command line in `minippo.cli` calls."""
 
 import argparse
 import importlib
@@ -25,37 +25,37 @@ from minippo.trainer import STATE, PPOTrainer, Stats
 
 @dataclass
 class TrainArguments:
-    """What `minippo train` trains on."""
+    """The options of `minippo train` beside those of PPOConfig."""
 
-    # ---- what to train, on what ----
+    # ---- what to train ----
     prompts: str
-    """A file (.jsonl, .csv, .parquet, .txt), prompts-train, or a hub data set (owner/name); another
-    column than prompt: NAME:column."""
+    """A file (.jsonl, .csv, .parquet, .txt), prompts-train, or a hub data set (owner/name);
+    NAME:column for a column other than prompt."""
     reward: str
-    """A reward model's name or folder (of a classifier: NAME#label), or module:function or
-    file.py:function of a function(prompts, responses) that returns a list of numbers."""
+    """A reward model's name or folder (a classifier: NAME#label), or module:function or
+    file.py:function, where function(prompts, responses) returns a list of numbers."""
     output: str
-    """The folder of the checkpoint: new, or with --resume."""
+    """Checkpoint folder; must be new unless --resume is given."""
     model: str = "tiny-gpt2-sft"
     """A shipped name, a folder, or a hub model."""
     n_steps: int = 100
-    """PPO steps in all, resumed ones included."""
+    """PPO steps in total, including those before a resume."""
     save_every: int = 10
     """Steps between checkpoints."""
     resume: bool = False
-    """Go on from the checkpoint in --output."""
+    """Continue from the checkpoint in --output."""
     log_with: str | None = None
-    """tensorboard, wandb, ..."""
+    """Tracker: tensorboard, wandb, ..."""
 
 
 def quiet() -> None:
-    """transformers says nothing below an error, and draws no bars."""
+    """Silence the messages of transformers below errors, and its progress bars."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
 def train_options(arguments: Sequence[str]) -> tuple[TrainArguments, PPOConfig]:
-    """What the options of `minippo train` say: every field of PPOConfig is one."""
+    """Parse the options of `minippo train`: every field of PPOConfig is one."""
     parser = argparse.ArgumentParser(
         prog="minippo train",
         description="PPO with your model, prompts and reward, also under `accelerate launch`.",
@@ -67,14 +67,14 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainArguments, PPOConfig]:
 
 
 def train(options: TrainArguments, config: PPOConfig) -> int:
-    """What `minippo train` does once its options are understood; the exit code."""
+    """Run `minippo train` with its parsed options and return the exit code."""
     quiet()
     folder = Path(options.output)
     found = (folder / STATE).exists() or folder.with_name(f"{folder.name}.previous").exists()
     if found and not options.resume:
-        fail("train", "--output", "be a new folder (or say --resume)", f"a checkpoint, {folder}")
+        fail("train", "--output", "be a new folder (or pass --resume)", f"a checkpoint, {folder}")
     if options.resume and not found:
-        fail("train", "--output", "hold a checkpoint where you say --resume", str(folder))
+        fail("train", "--output", "hold a checkpoint for --resume", str(folder))
     prompts = load_prompts(options.prompts)
     policy, tokenizer = load_policy(options.model)
     trainer = PPOTrainer(
@@ -88,20 +88,20 @@ def train(options: TrainArguments, config: PPOConfig) -> int:
     )
     if options.resume:
         trainer.resume(folder)
-    trainer.save(folder)  # before the first step: a folder that cannot be written is found now
+    trainer.save(folder)  # before the first step, so that an unwritable folder fails now
     with _Stopper() as stopper:
         trainer.callbacks += [_saver(folder, options.save_every), _reporter, stopper]
         trainer.train(prompts, options.n_steps)
     trainer.save(folder)
     if stopper.asked:
-        print(f"stopped after step {len(trainer.history)}; to go on: the same command with "
+        print(f"stopped after step {len(trainer.history)}; to continue, repeat the command with "
               "--resume", file=sys.stderr)  # fmt: skip
         return 130
     return 0
 
 
 def find_score(reward: str, tokenizer: PreTrainedTokenizerBase) -> Score:
-    """A reward model by name or folder, or module:function, or file.py:function."""
+    """Find the score: a reward model's name or folder, module:function or file.py:function."""
     if not (match := re.fullmatch(r"(.+):([A-Za-z_]\w*)", reward)):
         return load_score(reward, tokenizer)
     where, name = match.groups()
@@ -121,7 +121,7 @@ def find_score(reward: str, tokenizer: PreTrainedTokenizerBase) -> Score:
 
 
 class _Stopper:
-    """The first Ctrl-C ends training after the step that runs; the second ends it at once."""
+    """The first Ctrl-C ends training after the current step; the second ends it at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -137,7 +137,7 @@ class _Stopper:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+        print("\nstopping after this step (Ctrl-C again to stop at once)", file=sys.stderr)
 
     def __call__(self, trainer: PPOTrainer, stats: Stats) -> bool:
         return self.asked
@@ -152,7 +152,7 @@ def _saver(folder: Path, every: int) -> Callable[[PPOTrainer, Stats], None]:
 
 
 def _reporter(trainer: PPOTrainer, stats: Stats) -> None:
-    """One line a step, for logs that cannot show a bar."""
+    """Print one line per step, for logs that cannot show a bar."""
     if trainer.accelerator.is_main_process:
         names = ("step", "score", "kl", "entropy", "clip_fraction", "value_loss")
         tqdm.write("  ".join(f"{name} {stats[name]:.4g}" for name in names))

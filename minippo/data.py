@@ -1,4 +1,4 @@
-"""From files to texts: the shipped folder, whose files are verified, and files of your own."""
+"""Load texts: from the shipped folder, whose files are verified, or from your own files."""
 
 import bz2
 import hashlib
@@ -12,7 +12,7 @@ from minippo._validate import fail
 from minippo.hub import ask_for_dataset
 
 _PACKAGE = Path(__file__).parent
-# The wheel carries the folder inside the package; in a checkout it stands beside it.
+# The wheel carries the folder inside the package; in a checkout it is next to it.
 DATA = next((p for p in (_PACKAGE / "_data", _PACKAGE.parent / "data") if p.is_dir()), _PACKAGE)
 SHIPPED_MODELS = ("tiny-gpt2-base", "tiny-gpt2-sft", "tiny-gpt2-reward")
 SHIPPED_TEXTS = ("prompts-train", "prompts-held-out", "demonstrations", "preferences")
@@ -21,22 +21,22 @@ SHIPPED_STUDIES = ("bugs", "hacking", "limits", "alternatives")
 
 
 def read(path: Path) -> bytes:
-    """A file's content; a .bz2 is unpacked."""
+    """Read a file's content; a .bz2 is unpacked."""
     content = path.read_bytes()
     try:
         return bz2.decompress(content) if path.suffix == ".bz2" else content
     except (OSError, ValueError):
-        return content  # damaged, so its sha256 is not the one that is asked for
+        return content  # damaged, so its sha256 will not match
 
 
 def write(path: Path, content: bytes) -> None:
-    """A file of that content, packed if it ends in .bz2."""
+    """Write a file, packed if its name ends in .bz2."""
     packed = path.suffix == ".bz2"
     path.write_bytes(bz2.compress(content) if packed else content)
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content in hexadecimal: how it was packed does not matter."""
+    """The SHA-256 of a file's content in hexadecimal, independent of how it was packed."""
     return hashlib.sha256(read(path)).hexdigest()
 
 
@@ -56,20 +56,20 @@ def shipped(name: str) -> Path:
     files = {f: r for f, r in recorded.items() if f.startswith((f"{place}/", f"{place}."))}
     for file, record in files.items():
         if not (DATA / file).is_file() or sha256(DATA / file) != record["sha256"]:
-            came = "another content" if (DATA / file).is_file() else "no file"
+            came = "different content" if (DATA / file).is_file() else "no file"
             fail("shipped", f"data/{file}", "be the file that the manifest describes", came)
     if not files:
-        fail("shipped", f"data/{name}", "be there and in data/manifest.json", "neither")
+        fail("shipped", f"data/{name}", "exist and be in data/manifest.json", "neither")
     return DATA / (place if name in SHIPPED_MODELS else next(iter(files)))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """One JSON object a line; a .bz2 is unpacked."""
+    """Read one JSON object per line; a .bz2 is unpacked."""
     return [json.loads(line) for line in read(path).splitlines()]
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line, UTF-8, readable; packed if it ends in .bz2."""
+    """Write one JSON object per line in readable UTF-8; packed if the name ends in .bz2."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     write(path, "".join(lines).encode("utf-8"))
 
@@ -84,25 +84,24 @@ def load_texts(name: str) -> list[dict[str, Any]]:
 
 
 def load_study(name: str) -> list[dict[str, Any]]:
-    """The rows of a recorded study, one a run: {"case": what was varied and the seed, results...}.
+    """The rows of a recorded study, one per run: {"case": the variation and the seed, results...}.
 
     "bugs", "hacking", "limits" or "alternatives"; `tools/studies` holds the code that made them.
-    What was not finite is None.
+    Non-finite numbers are stored as None.
     """
     return read_jsonl(shipped(name))
 
 
 def load_prompts(source: str | Path) -> list[str]:
-    """Prompts from a shipped name, a file or folder of yours, or a data set of the hub.
+    """Load prompts from a shipped name, your own file or folder, or a hub data set.
 
-    Files: JSON Lines, CSV, Parquet, or plain text, of which each line that is not blank is a
-    prompt; packed or not (.jsonl.gz, .jsonl.bz2, .jsonl.xz). Folders and hub data sets: what
-    `datasets` makes of them, their split "train". Tables need a column "prompt", or say which:
-    "reviews.csv:text", "stanfordnlp/imdb:text".
+    Files: JSON Lines, CSV, Parquet, or plain text with one prompt per non-blank line; packed or
+    not (.jsonl.gz, .jsonl.bz2). Folders and hub data sets: their split "train" as `datasets` loads
+    it. Tables need a column "prompt"; name any other: "reviews.csv:text", "stanfordnlp/imdb:text".
 
     Raises:
-        ValueError: no such file and no such data set, or the hub cannot be reached (found out in
-            under 5 s); an unknown kind of file, no such column, or no prompt.
+        ValueError: no such file or data set, or the hub cannot be reached (reported in under 5 s);
+            an unknown kind of file, no such column, or no prompt.
     """
     if source in SHIPPED_TEXTS:
         return [row["prompt"] for row in load_texts(str(source))]
@@ -129,21 +128,21 @@ def load_prompts(source: str | Path) -> list[str]:
 
 
 def _kind(path: Path) -> str | None:
-    """How `datasets`, which unpacks by itself, reads a file: by its ending."""
+    """The format in which `datasets` (which unpacks by itself) reads a file, by its ending."""
     kinds = {".jsonl": "json", ".json": "json", ".txt": "text", ".csv": "csv"}
     name = path.stem if path.suffix in (".bz2", ".gz", ".xz") else path.name
     return (kinds | {".parquet": "parquet"}).get(Path(name).suffix)
 
 
 def _load_table(place: str) -> Any:
-    """A file, a folder or a hub data set as a table of `datasets`."""
+    """Load a file, a folder or a hub data set as a `datasets` table."""
     path = Path(place)
     kind = _kind(path)
     if not path.exists() and (kind or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place)):
-        must = "be a file or folder that exists, a hub data set (owner/name), or "
+        must = "be an existing file or folder, a hub data set (owner/name), or "
         fail("load_prompts", "source", f"{must}one of prompts-train, prompts-held-out", place)
     if path.is_file() and kind is None:
-        must = "end in .jsonl, .json, .csv, .parquet or .txt (or that and .bz2, .gz or .xz)"
+        must = "end in .jsonl, .json, .csv, .parquet or .txt (or one of these and .bz2, .gz or .xz)"
         fail("load_prompts", "source", must, path.name)
     if path.is_file() and not path.stat().st_size:
         fail("load_prompts", path.name, "hold at least one prompt", "an empty file")

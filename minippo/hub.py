@@ -1,7 +1,7 @@
 """The Hugging Face hub: the one file that may touch the network.
 
-Each question is one request without retries: left to themselves, the libraries try for 23 to 46
-seconds before they say that there is no network.
+Each query is one request without retries: by default, the libraries retry for 23 to 46 seconds
+before they report that there is no network.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from minippo._validate import fail
 
 
 def cached_model(name: str) -> Path | None:
-    """The folder of a model that was downloaded before, whole; None if there is none."""
+    """The folder of a model that was downloaded completely before; None if there is none."""
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError):
@@ -27,7 +27,7 @@ def cached_model(name: str) -> Path | None:
 
 
 def ask_for_model(caller: str, name: str, shipped: Sequence[str]) -> None:
-    """Find out in under 5 s whether the hub can deliver a model; a ValueError says what helps."""
+    """Check in under 5 s that the hub can deliver a model; if not, a ValueError says what helps."""
     try:
         get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=3)
     except Exception as error:  # the hub's, the network's and the proxy's errors share no base
@@ -41,22 +41,22 @@ def ask_for_model(caller: str, name: str, shipped: Sequence[str]) -> None:
 
 
 def ask_for_dataset(name: str) -> None:
-    """The same for a data set; HF_HUB_OFFLINE=1 leaves it to the cache of `datasets`."""
+    """Check the same for a data set; HF_HUB_OFFLINE=1 leaves it to the cache of `datasets`."""
     try:
         HfApi().dataset_info(name, timeout=3)
     except OfflineModeIsEnabled:
         pass
     except Exception as error:
         must = (
-            "be a file or folder that exists, or a data set that the Hugging Face hub can deliver "
-            "now (offline: HF_HUB_OFFLINE=1 takes the one that was downloaded before)"
+            "be an existing file or folder, or a data set that the Hugging Face hub can deliver "
+            "now (offline: HF_HUB_OFFLINE=1 uses the copy downloaded before)"
         )
         came = f"got '{name}' ({type(error).__name__})"
         raise ValueError(f"load_prompts: source must {must}, {came}.") from error
 
 
 def find_model(caller: str, name: str | Path, shipped: Sequence[str]) -> str:
-    """A local folder for a path or a cached model; else a name that the hub knows."""
+    """The folder of a path or a cached model; otherwise a name that the hub knows."""
     folder = Path(name) if Path(name).is_dir() else cached_model(str(name))
     if folder is None:
         ask_for_model(caller, str(name), shipped)
@@ -67,7 +67,7 @@ def find_model(caller: str, name: str | Path, shipped: Sequence[str]) -> str:
 
 
 def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
-    """A model of a kind, such as AutoModelForCausalLM, in float32, and its tokenizer."""
+    """Load a model of a kind (such as AutoModelForCausalLM) in float32, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # With peft installed, the Auto classes would also ask the hub for an adapter.
@@ -89,7 +89,7 @@ def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """transformers draws bars for loading and saving, which take no time here."""
+    """Hide transformers' bars for loading and saving, which take no time here."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

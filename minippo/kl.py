@@ -1,8 +1,8 @@
-"""KL(policy || reference) = E[log p - log q], estimated or exact, and what steers its coefficient.
+"""KL(policy || reference) = E[log p - log q], estimated or exact, and controllers of its weight.
 
-The tokens of the three estimators were sampled from the policy. In the *reward* k1 gives the
-true gradient in expectation. In the *loss* its gradient is zero in expectation, k2's is the true
-one (per state, on-policy), and k3's is the gradient of KL(reference || policy).
+The three estimators take tokens sampled from the policy. In the *reward* k1 gives the true gradient
+in expectation. In the *loss* its gradient is zero in expectation, k2's is the true one (per state,
+on-policy), and k3's is the gradient of KL(reference || policy).
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -20,7 +20,7 @@ def kl_k1(
     """log p - log q: unbiased, often negative for a single token. In nats.
 
     Source: Schulman 2020, joschu.net/blog/kl-approx.html. rlhf-book's has the opposite sign;
-    NeMo takes its absolute value and alpaca_farm its positive part, which are biased.
+    NeMo takes its absolute value and alpaca_farm its positive part; both are biased.
 
     >>> from torch import tensor
     >>> kl_k1(tensor([-1.0]), tensor([-1.5]))
@@ -33,7 +33,7 @@ def kl_k1(
 def kl_k2(
     log_probs: Float[Tensor, "*shape"], ref_log_probs: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """(log p - log q)^2 / 2: biased, little variance; its gradient is that of KL(p || q). In nats.
+    """(log p - log q)^2 / 2: biased, low variance; its gradient is that of KL(p || q). In nats.
 
     >>> from torch import tensor
     >>> kl_k2(tensor([-1.0]), tensor([-1.5]))
@@ -48,8 +48,8 @@ def kl_k3(
 ) -> Float[Tensor, "*shape"]:
     """(q / p - 1) - log(q / p): unbiased and never negative. In nats.
 
-    q / p, where p sampled: the inverted ratio estimates chi-squared minus KL, with heavy tails
-    (trlX and rlhf-book have it so).
+    The ratio is q / p, with tokens sampled from p; inverted (trlX, rlhf-book), it estimates
+    chi-squared minus KL, with heavy tails.
 
     >>> from torch import tensor
     >>> kl_k3(tensor([-1.0]), tensor([-1.5]))
@@ -69,8 +69,8 @@ def exact_kl(
     """KL(p || q) = sum over the vocabulary of p * (log p - log q), in nats.
 
     The KL of one next-token distribution; summed along a sampled response it is an unbiased
-    estimate of the response's. +inf where the reference rules out (-inf) what p allows; right, in
-    value and gradient, where both rule it out.
+    estimate of the response's. +inf where the reference rules out (-inf) what p allows; correct,
+    in value and gradient, where both rule it out.
 
     >>> from torch import tensor
     >>> exact_kl(tensor([0.2, 0.3, 0.5]).log(), tensor([0.5, 0.4, 0.1]).log())
@@ -87,7 +87,7 @@ def exact_kl(
 
 @dataclass
 class FixedKL:
-    """A coefficient that stays: `update` does nothing.
+    """A constant coefficient: `update` does nothing.
 
     >>> controller = FixedKL(0.1)
     >>> controller.update(50.0, 64)
@@ -101,7 +101,7 @@ class FixedKL:
         check_number("FixedKL", 0, coef=self.coef)
 
     def update(self, kl: float, n_episodes: int) -> None:
-        """Check the arguments; the coefficient stays."""
+        """Check the arguments; the coefficient does not change."""
         _check_update("FixedKL.update", kl, n_episodes)
 
 
@@ -110,13 +110,13 @@ class AdaptiveKL:
     """`coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * n_episodes / horizon`.
 
     Args:
-        coef: the coefficient to begin with.
-        target: the wanted KL to the reference, in nats per RESPONSE.
-        horizon: in episodes; larger is slower.
+        coef: the initial coefficient.
+        target: the desired KL to the reference, in nats per RESPONSE.
+        horizon: the time scale, in episodes; larger is slower.
 
     Fed once per rollout with the mean over responses of the summed k1, measured when the rollout
     was collected. Source: Ziegler et al. 2019 (arXiv:1909.08593), sec. 2.2, and its code. verl and
-    OpenRLHF feed it a mean per token, so that their targets are another unit.
+    OpenRLHF feed it a mean per token, so their targets are in a different unit.
 
     >>> controller = AdaptiveKL(1.0, target=6.0, horizon=10_000)
     >>> controller.update(7.0, 512)
@@ -136,7 +136,7 @@ class AdaptiveKL:
     def update(self, kl: float, n_episodes: int) -> None:
         """Move the coefficient after a rollout of `n_episodes` with this KL (nats per response)."""
         _check_update("AdaptiveKL.update", kl, n_episodes)
-        # From 5 horizons on, the factor 1 - 0.2 n / horizon would turn zero or negative.
+        # From 5 horizons on, the factor 1 - 0.2 n / horizon would become zero or negative.
         check_number("AdaptiveKL.update", 1, 5 * self.horizon - 1, n_episodes=n_episodes)
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.coef *= 1 + error * n_episodes / self.horizon
@@ -144,11 +144,11 @@ class AdaptiveKL:
 
 @dataclass
 class PenaltyKL:
-    """PPO-Penalty's coefficient: doubled above 1.5 target, halved below target / 1.5.
+    """PPO-Penalty's coefficient: doubled above 1.5 * target, halved below target / 1.5.
 
     Args:
-        coef: the coefficient to begin with.
-        target: the wanted KL(old || new) of one update, in nats per TOKEN.
+        coef: the initial coefficient.
+        target: the desired KL(old || new) of one update, in nats per TOKEN.
 
     Fed once per rollout, after its epochs. Source: Schulman et al. 2017, sec. 4.
 
@@ -166,7 +166,7 @@ class PenaltyKL:
         check_number("PenaltyKL", 0, above=True, coef=self.coef, target=self.target)
 
     def update(self, kl: float, n_episodes: int) -> None:
-        """Move the coefficient after an update that went this far (nats per token)."""
+        """Move the coefficient after an update with this KL(old || new), in nats per token."""
         _check_update("PenaltyKL.update", kl, n_episodes)
         if kl > 1.5 * self.target:
             self.coef *= 2

@@ -16,9 +16,9 @@ def token_log_probs(
     """log p(token) = z[token] - logsumexp(z), with z = logits / temperature.
 
     Logits and tokens are already aligned: `logits[:, t]` predicts `tokens[:, t]`; the shift by
-    one position happened before (`rollout.evaluate`). Pass the temperature that sampled: several
-    libraries sample at one temperature and take log-probs at 1, and then train another policy
-    than the one that acted. In nats, never above 0. Half precision is upcast to float32.
+    one position happened before (`rollout.evaluate`). Pass the sampling temperature: several
+    libraries sample at one temperature and take log-probs at 1, and so train a different policy
+    from the one that acted. In nats, never above 0. Half precision is upcast to float32.
 
     >>> import torch
     >>> logits = torch.log(torch.tensor([[[0.2, 0.3, 0.5]]]))
@@ -52,9 +52,9 @@ def entropy(
 ) -> Float[Tensor, "*shape"]:
     """H = -sum over the vocabulary of p log p, in nats: 0 (certain) to log(vocab) (uniform).
 
-    Taken over the whole vocabulary: -p log p summed over *sampled* tokens, as often printed, is
-    another quantity (0.346 for the 1.030 below), and -mean(log p) of sampled tokens has the right
-    mean but a gradient of zero mean. Right, in value and gradient, where a logit is -inf.
+    Taken over the whole vocabulary: -p log p summed over *sampled* tokens, as often printed, is a
+    different quantity (0.346 for the 1.030 below), and -mean(log p) of sampled tokens has the right
+    mean but a gradient of zero mean. Correct, in value and gradient, where a logit is -inf.
 
     >>> import torch
     >>> entropy(torch.log(torch.tensor([0.2, 0.3, 0.5])))
@@ -68,5 +68,5 @@ def entropy(
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
-    """logits / temperature; at 1 the logits themselves: the vocabulary makes a copy expensive."""
+    """logits / temperature; at 1 the logits themselves, because copying them is expensive."""
     return upcast(logits) if temperature == 1 else upcast(logits) / temperature

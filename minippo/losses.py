@@ -18,7 +18,7 @@ def probability_ratio(
     """r = exp(log p - log p_old) = p / p_old: above 1, the token became more likely.
 
     `old` is the policy that sampled, at the sampling temperature, and stays fixed while a rollout
-    is reused: so r = 1 at the first minibatch of every rollout. Not the reference policy of the
+    is reused, so r = 1 at the first minibatch of every rollout. Not the reference policy of the
     KL penalty. Source: Schulman et al. 2017 (arXiv:1707.06347), sec. 3. OpenRLHF and verl clamp
     the log-ratio to +-20; here an overflow shows as inf.
 
@@ -41,9 +41,9 @@ def clipped_surrogate(
 
     A pessimistic bound: it stops rewarding a step outside the band, in the direction that A asks
     for, and leaves the way back open. It does not keep r inside. `clip_range` is epsilon or
-    (low, high). `dual_clip` (c > 1 + epsilon: below, the two clips would
-    overlap) also bounds the loss of A < 0 by -c * A. Source: Schulman et
-    al. 2017, eq. 7; dual clip: Ye et al. 2020 (arXiv:1912.09729), eq. 5; OpenRLHF and verl have it.
+    (low, high). `dual_clip` (c > 1 + epsilon, or the two clips would overlap) also bounds the loss
+    of A < 0 by -c * A. Source: Schulman et al. 2017, eq. 7; dual clip: Ye et al. 2020
+    (arXiv:1912.09729), eq. 5; OpenRLHF and verl have it.
 
     >>> from torch import tensor
     >>> ratio = tensor([0.5, 0.9, 1.5])
@@ -69,11 +69,10 @@ def clip_is_active(
 ) -> Bool[Tensor, "*shape"]:
     """True where a clip makes the gradient zero.
 
-    That is where r > 1 + epsilon with A > 0, and where r < 1 - epsilon with A < 0:
-    two of the six regions of (r, sign of A), not four; a third, r > c with A < 0, with
-    `dual_clip`. False for A = 0. Its mean is the clip fraction; CleanRL, Stable-Baselines3 and
-    Spinning Up report the share of abs(r - 1) > epsilon instead, which also counts steps on their
-    way back.
+    That is r > 1 + epsilon with A > 0, and r < 1 - epsilon with A < 0: two of the six regions of
+    (r, sign of A), not four; `dual_clip` adds a third, r > c with A < 0. False for A = 0. Its mean
+    is the clip fraction; CleanRL, Stable-Baselines3 and Spinning Up report the share of
+    abs(r - 1) > epsilon instead, which also counts steps on their way back.
 
     >>> from torch import tensor
     >>> clip_is_active(tensor([0.5, 1.0, 1.5]), tensor([1.0, 1.0, 1.0]), 0.2)
@@ -94,7 +93,7 @@ def penalty_surrogate(
     *,
     coef: float,
 ) -> Float[Tensor, "*shape"]:
-    """-(r * A - coef * KL(old || new)): PPO-Penalty, the other PPO, where no clip is used.
+    """-(r * A - coef * KL(old || new)): PPO-Penalty, the other PPO, without a clip.
 
     The KL is to the *old* policy, not to RLHF's reference. Source: Schulman et al. 2017, eq. 8.
 
@@ -117,8 +116,8 @@ def value_loss(
     """0.5 * (V - R)^2; with clipping 0.5 * max((V - R)^2, (clip(V, V_old +- epsilon) - R)^2).
 
     V comes from a fresh forward pass, V_old from the rollout. The clip can only raise the loss,
-    and where it does the gradient is zero. Source: Schulman et al. 2017, eq. 9; the clipped form:
-    lm-human-preferences. Spinning Up and Stable-Baselines3 leave out the 0.5.
+    and where it does, the gradient is zero. Source: Schulman et al. 2017, eq. 9; the clipped form:
+    lm-human-preferences. Spinning Up and Stable-Baselines3 omit the 0.5.
 
     >>> from torch import tensor
     >>> value_loss(tensor([1.0]), tensor([2.0]), old_values=tensor([0.5]), clip_range=0.2)

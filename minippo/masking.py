@@ -13,8 +13,8 @@ from minippo._validate import check_mask, checked, upcast
 def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """sum(x over real tokens) / number of real tokens.
 
-    Every real token weighs the same. The mean over responses of each response's mean is another
-    number: for [[1, 1, 1, 1], [3]] it is 2.0 where this is 1.4.
+    Every real token has the same weight. The mean over responses of each response's mean is a
+    different number: for [[1, 1, 1, 1], [3]] it is 2.0, not 1.4.
 
     >>> import torch
     >>> x = torch.tensor([[1.0, 1.0, 1.0, 1.0], [3.0, 9.0, 9.0, 9.0]])
@@ -27,7 +27,7 @@ def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Flo
 
 @checked
 def masked_var(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """Population variance over the real tokens: divided by n, not by n - 1 (Bessel's).
+    """Population variance over the real tokens: divided by n, not by n - 1 (Bessel's correction).
 
     >>> import torch
     >>> masked_var(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False]))
@@ -45,8 +45,8 @@ def whiten(
     """(x - mean) / sqrt(variance + 1e-8) over the real tokens; zero on padding.
 
     `keep_mean=True` adds the mean back, so that only the scale changes. Population variance, as
-    in lm-human-preferences (Ziegler et al. 2019); TRL and verl divide by n - 1. torchtune's flag
-    of this kind has the opposite meaning. With fewer than two real tokens there is no scale to
+    in lm-human-preferences (Ziegler et al. 2019); TRL and verl divide by n - 1. torchtune's
+    matching flag has the opposite meaning. With fewer than two real tokens there is no scale to
     divide by, and only the mean is removed. Whiten a whole rollout once, not each minibatch.
 
     >>> import torch

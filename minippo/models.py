@@ -1,7 +1,7 @@
 """The networks: a language model with a value head, and a reward model.
 
-Any causal language model of transformers will do. Dropout is switched off in both: GPT-2's
-configuration says 0.1, and then the ratio would differ from 1 before anything was learned.
+Any causal language model of transformers works. Dropout is switched off in both: with the 0.1 of
+GPT-2's configuration, the ratio would differ from 1 before anything was learned.
 """
 
 import copy
@@ -28,7 +28,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @checked
 def position_ids(attention_mask: Bool[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
-    """0, 1, 2, ... over the real tokens. Without it a left-padded prompt gives other logits.
+    """0, 1, 2, ... over the real tokens. Without them, left padding changes the logits.
 
     >>> position_ids(torch.tensor([[False, True, True]]))
     tensor([[0, 0, 1]])
@@ -39,8 +39,8 @@ def position_ids(attention_mask: Bool[Tensor, "batch length"]) -> Int[Tensor, "b
 class PolicyWithValue(nn.Module):
     """A causal language model (the policy) and a linear value head on its last hidden state.
 
-    The value head starts at zero, as in lm-human-preferences: the first advantages are the
-    returns. It is float32 whatever the trunk computes in.
+    The value head starts at zero, as in lm-human-preferences, so the first advantages are the
+    returns. It stays in float32, whatever the trunk's precision.
     """
 
     def __init__(self, language_model: PreTrainedModel | Any) -> None:  # or peft's wrapper of one
@@ -52,7 +52,7 @@ class PolicyWithValue(nn.Module):
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens that prompt and response may have together; None if not limited."""
+        """The maximum length of prompt and response together, in tokens; None if unlimited."""
         return getattr(self.language_model.config, "max_position_embeddings", None)
 
     def forward(
@@ -71,19 +71,19 @@ class PolicyWithValue(nn.Module):
             position_ids=position_ids(attention_mask),
             output_hidden_states=True,
             use_cache=False,
-            logits_to_keep=keep,  # the vocabulary's projection is most of the memory
+            logits_to_keep=keep,  # projecting onto the vocabulary takes most of the memory
         )
         hidden = output.hidden_states[-1][:, -keep:]
         with torch.autocast(hidden.device.type, enabled=False):
             values = self.value_head(hidden.to(self.value_head.weight.dtype))
-        # From 0 where the model kept no more: then nothing is cut, nor copied in the backward pass.
+        # From 0 if the model kept no more: then nothing is cut, nor copied in the backward pass.
         return output.logits[:, output.logits.shape[1] - keep :], values.squeeze(-1)
 
 
 class RewardModel(nn.Module):
     """A transformer with a scalar head, `body.score`, read at the last real token (EOS).
 
-    transformers' own GPT2ForSequenceClassification finds that token by looking for padding, and
+    transformers' own GPT2ForSequenceClassification finds that token by looking for padding, so
     where the padding token is EOS, as for GPT-2, it reads the token *before* EOS.
     """
 
@@ -97,7 +97,7 @@ class RewardModel(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "batch length"], attention_mask: Bool[Tensor, "batch length"]
     ) -> Float[Tensor, " batch"]:
-        """One score for each row; padding may stand on either side."""
+        """One score per row; padding may be on either side."""
         hidden = self.body.base_model(
             input_ids=tokens,
             attention_mask=attention_mask.long(),
@@ -111,7 +111,7 @@ class RewardModel(nn.Module):
 
 
 def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
-    """Where the parameters of a module are; `otherwise` for a module without any."""
+    """The device of a module's parameters; `otherwise` for a module without any."""
     return next((p.device for p in module.parameters()), otherwise)
 
 
@@ -120,7 +120,7 @@ def without_dropout(model: M) -> M:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout", "attn_dropout"):  # kept as plain numbers
+        for name in ("attention_dropout", "dropout", "attn_dropout"):  # stored as plain numbers
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return model
@@ -134,17 +134,17 @@ def frozen_copy(module: M) -> M:
 def load_policy(
     name: str | Path = "tiny-gpt2-sft", *, lora: dict[str, Any] | None = None
 ) -> tuple[PolicyWithValue, PreTrainedTokenizerBase]:
-    """A policy with a fresh value head, and its tokenizer.
+    """Load a policy with a fresh value head, and its tokenizer.
 
     Args:
-        name: a shipped model, a local folder, or any causal language model of the hub ("gpt2").
+        name: a shipped model, a local folder, or any causal language model on the hub ("gpt2").
             Shipped models and folders never touch the network.
         lora: keywords of peft's LoraConfig, such as {"r": 8}: only adapters and the value head
-            learn, and `PPOTrainer(policy, None, ...)` takes the policy without its adapters as
+            learn, and `PPOTrainer(policy, None, ...)` uses the policy without its adapters as
             the reference. Needs the extra "lora".
 
     Raises:
-        ValueError: no such model here, and the hub cannot be reached (found out in under 5 s);
+        ValueError: no such model here, and the hub cannot be reached (reported in under 5 s);
             a folder without safetensors; more tokens in the tokenizer than in the model.
     """
     model, tokenizer = _load("load_policy", AutoModelForCausalLM, name)
@@ -154,20 +154,20 @@ def load_policy(
         with warnings.catch_warnings():
             # GPT-2's layers store their weights transposed: peft notices by itself, and says so.
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
-            # peft asks transformers by an old name.
+            # peft still uses an old name in transformers.
             warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
             model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     return PolicyWithValue(model), tokenizer
 
 
 def load_reward_model(name: str | Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
-    """A reward model and its tokenizer: a sequence classifier with one label. See `load_policy`."""
+    """Load a reward model (a classifier with one label) and its tokenizer. See `load_policy`."""
     model, tokenizer = load_classifier("load_reward_model", name)
     return RewardModel(model), tokenizer
 
 
 def load_classifier(caller: str, name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A sequence classifier as transformers has it, with its own tokenizer. See `load_policy`."""
+    """Load a plain transformers sequence classifier and its tokenizer. See `load_policy`."""
     return _load(caller, AutoModelForSequenceClassification, name)
 
 

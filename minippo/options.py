@@ -1,6 +1,6 @@
 """A dataclass as command-line options: the docstring under each field is its help.
 
-A comment `# ---- title ----` in the class begins a group.
+A comment `# ---- title ----` in the class starts a group.
 """
 
 import argparse
@@ -43,12 +43,12 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
 
 
 def take(options: argparse.Namespace, kind: type) -> Any:
-    """The dataclass that the parsed options describe."""
+    """Build the dataclass from the parsed options."""
     return kind(**{f.name: getattr(options, f.name) for f in fields(kind)})
 
 
 def _reader(kind: Any) -> Callable[[str], Any]:
-    """How the text of an option becomes a value; "none" switches an optional one off."""
+    """Make the parser of an option's text; "none" switches an optional one off."""
     allowed = get_args(kind) or (kind,)
 
     def read(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""PPO: its configuration, the credit of each token, its loss, and what a step reports."""
+"""PPO: configuration, credit per token, loss, and the statistics of a step."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -30,20 +30,20 @@ Stats = dict[str, float]
 
 
 def bounded(default: Any, *, low: float = 0, high: float = inf, above: bool = False) -> Any:
-    """A field whose number lies in [low, high], or in (low, high] with `above`."""
+    """Make a field for a number in [low, high], or in (low, high] with `above`."""
     return field(default=default, metadata={"low": low, "high": high, "above": above})
 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """Every choice of PPO for language models. Where no source is given, it is ours."""
+    """Every choice in PPO for language models. Defaults without a source are ours."""
 
     # ---- credit: from scores to advantages ----
     advantage_level: Literal["token", "sequence"] = "token"
     """"token": GAE over tokens; "sequence": A = r(s, a) - V(s), one advantage per response (the
     bandit view)."""
     gamma: float = bounded(1.0, high=1)
-    """Discount; 1 (lm-human-preferences, TRL): a response is short, and what counts is its score.
+    """Discount; 1 (lm-human-preferences, TRL): a response is short, and its score is what counts.
     Textbooks quote 0.95 to 0.99."""
     lam: float = bounded(0.95, high=1)
     """GAE's lambda; 0.95 (lm-human-preferences); 1 is Monte Carlo; quoted 0.9 to 0.97."""
@@ -52,7 +52,7 @@ class PPOConfig:
     missing_eos_penalty: float = bounded(0.0)
     """Subtracted from the score of a truncated response (TRL)."""
     bootstrap_truncated: bool = False
-    """Replace the score of a truncated response by the value after its last token (Sutton and
+    """Replace the score of a truncated response with the value after its last token (Sutton and
     Barto 2018, sec. 6.1); token level only."""
 
     # ---- loss: ratio, clip, value and entropy ----
@@ -63,7 +63,7 @@ class PPOConfig:
     sum of its log-probs. "sequence" needs sequence advantages."""
     ratio_to: Literal["old", "reference"] = "old"
     """"old": the policy that sampled (Schulman et al. 2017); "reference": as printed in textbook
-    sketches, which is the same only where the reference is renewed before every rollout."""
+    sketches, the same only if the reference is renewed before every rollout."""
     clip_range: float = bounded(0.2, high=1)
     """epsilon; 0.2 (Schulman et al. 2017); quoted 0.1 to 0.2."""
     clip_range_high: float | None = bounded(None)
@@ -79,8 +79,8 @@ class PPOConfig:
 
     # ---- KL to the reference ----
     kl_coef: float = bounded(0.1)
-    """beta, price of a nat of KL to the reference, in the reward; 0.1 suits scores of the shipped
-    world; TRL 0.05, lm-human-preferences 0.15 to begin with."""
+    """beta, price per nat of KL to the reference, in the reward; 0.1 suits the shipped world's
+    scores; TRL 0.05, lm-human-preferences 0.15 at the start."""
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
     """Estimator of the KL in the reward; k1 (lm-human-preferences). The others do not converge to
     pi_ref * exp(r / beta): "exact" is the same for every token that could have been chosen at a
@@ -92,7 +92,7 @@ class PPOConfig:
     """Horizon of `AdaptiveKL`, in episodes; 1,000 suits the shipped world; lm-human-preferences:
     10,000 for runs of a million."""
     kl_loss_coef: float = bounded(0.0)
-    """c3, price of a nat per token in the loss; 0; quoted 0.01 to 0.1."""
+    """c3, price in the loss per nat per token; 0; quoted 0.01 to 0.1."""
     kl_loss_estimator: Literal["k2", "k3", "exact"] = "k2"
     """"k2" (the right gradient on-policy), "k3" (GRPO; the gradient of the other KL) or "exact".
     Not "k1": its expected gradient is zero."""
@@ -107,23 +107,23 @@ class PPOConfig:
     temperature: float = bounded(1.0, above=True)
     """Sampling temperature; also applied in every log-prob, entropy and KL."""
     max_new_tokens: int = bounded(40, low=1)
-    """The longest response, in tokens, EOS included."""
+    """Maximum response length in tokens, EOS included."""
     rollout_size: int = bounded(128, low=1)
     """Responses collected before an update; lm-human-preferences: 512."""
     seed: int = bounded(0)
-    """Seed of sampling, and of the order of prompts and minibatches."""
+    """Seed for sampling and for the order of prompts and minibatches."""
 
     # ---- batches ----
     epochs: int = bounded(2, low=1)
-    """Passes over a rollout; 4 (lm-human-preferences, TRL); 2 where a tiny model makes new
+    """Passes over a rollout; 4 (lm-human-preferences, TRL); 2 because a tiny model makes new
     responses cheap."""
     minibatch_size: int = bounded(64, low=1)
     """Responses per optimizer step."""
     micro_batch_size: int | None = bounded(None, low=1)
-    """Responses in memory at a time; None: the minibatch, or its shorter and its longer half where
+    """Responses in memory at a time; None: the minibatch, or its shorter and its longer half if
     that saves padding. The gradient is the same."""
     gradient_checkpointing: bool = False
-    """Less memory for one more forward pass."""
+    """Save memory at the cost of one more forward pass."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """"bf16": forward passes in bfloat16, log-softmax in float32."""
 
@@ -167,9 +167,9 @@ class PPOConfig:
             (self.minibatch_size > n,
              "minibatch_size", f"be at most rollout_size ({n})", self.minibatch_size),
             (self.ratio_level == "sequence" and not per_response, "advantage_level",
-             "be 'sequence' where ratio_level is: one ratio has one advantage", "'token'"),
+             "be 'sequence' if ratio_level is: one ratio has one advantage", "'token'"),
             (truncation and self.missing_eos_penalty > 0, "missing_eos_penalty",
-             "be 0 with bootstrap_truncated: a value replaces the score that is punished",
+             "be 0 with bootstrap_truncated: a value replaces the score that is penalized",
              self.missing_eos_penalty),
             (truncation and per_response, "bootstrap_truncated",
              "be False at the sequence level: one action has no next state", "True"),
@@ -192,16 +192,17 @@ class PPOConfig:
     def textbook(cls, **changes: object) -> "PPOConfig":
         """The eleven-step sketch that is commonly printed.
 
-        One advantage per response, A = r - V(prompt); the ratio to a reference that is renewed now
-        and then; the KL to it in the loss, with c1, c2, c3. What it costs, beside the defaults:
-        between renewals the ratio starts away from 1, and the KL forgets the first policy.
+        One advantage per response, A = r - V(prompt); the ratio to a reference that is renewed from
+        time to time; the KL to it in the loss, with c1, c2, c3. Its cost, compared with the
+        defaults: between renewals the ratio does not start at 1, and the KL forgets the first
+        policy.
         """
         sketch: dict[str, object] = {
             "advantage_level": "sequence", "ratio_level": "sequence", "ratio_to": "reference",
             "reference_update_every": 1, "kl_coef": 0.0, "kl_loss_coef": 0.05,
             "kl_loss_estimator": "k2", "value_coef": 0.5, "value_clip_range": None,
             "entropy_coef": 0.01,
-            # A response's ratio is the product of its tokens': at 1e-3 it overflows in a few steps.
+            # A response's ratio is a product over its tokens: at 1e-3 it overflows in a few steps.
             "learning_rate": 2e-4,
         }  # fmt: skip
         return cls(**(sketch | changes))  # type: ignore[arg-type]
@@ -211,18 +212,18 @@ class PPOConfig:
 
 
 class Credit(NamedTuple):
-    """What each token (or each response) earned: [batch, time], at the sequence level [batch]."""
+    """Credit per token, [batch, time]; at the sequence level per response, [batch]."""
 
     rewards: Float[Tensor, "batch time"]
     advantages: Float[Tensor, "batch time"] | Float[Tensor, " batch"]
     returns: Float[Tensor, "batch time"] | Float[Tensor, " batch"]
-    whitened: Float[Tensor, "batch time"] | Float[Tensor, " batch"]  # what the loss multiplies
+    whitened: Float[Tensor, "batch time"] | Float[Tensor, " batch"]  # enter the loss
 
 
 def assign_credit(rollout: Rollout, config: PPOConfig, *, kl_coef: float) -> Credit:
-    """Rewards, advantages and returns of a rollout; `kl_coef` is beta now.
+    """Rewards, advantages and returns of a rollout; `kl_coef` is the current beta.
 
-    `whitened` are the advantages as they are where the configuration whitens none.
+    Without whitening in the configuration, `whitened` equals `advantages`.
     """
     mask, scores, bootstrap = rollout.mask, rollout.scores, None
     if config.missing_eos_penalty:
@@ -276,27 +277,27 @@ def ppo_loss(
     Source: Schulman et al. 2017, eq. 9, as a loss, plus the KL of RLHF. One fresh forward pass.
 
     Args:
-        policy: the one that learns.
-        batch: (part of) a rollout.
+        policy: the policy to train.
+        batch: a rollout or part of one.
         advantages: [batch, time], or [batch] at the sequence level.
         returns: the targets of the values, in the same shape.
-        config: the choices.
-        kl_loss_coef: c3 now (a controller may move it).
-        penalty_coef: PPO-Penalty's coefficient now.
-        n_tokens: real tokens of the whole minibatch, over micro-batches and processes; None:
-            this batch's own. Each sum is divided by it, so that parts add up to the whole.
-        n_responses: responses of the whole minibatch; divides what exists once per response.
+        config: the configuration.
+        kl_loss_coef: the current c3 (a controller may move it).
+        penalty_coef: PPO-Penalty's current coefficient.
+        n_tokens: real tokens in the whole minibatch, over micro-batches and processes; None:
+            in this batch. Each sum is divided by it, so that parts add up to the whole.
+        n_responses: responses in the whole minibatch; the divisor of per-response sums.
         reference: for kl_loss_estimator="exact" only; None: the policy without its adapter.
 
     Returns:
-        The loss, and statistics which add up over micro-batches like the loss, except
+        The loss, and statistics that add up over micro-batches like the loss, except
         `ratio_error`, the largest abs(ratio - 1).
     """
     mask = batch.mask
     _check_levels(mask, config, advantages=advantages, returns=returns)
     n_tokens = int(mask.sum()) if n_tokens is None else n_tokens
     n_responses = len(batch) if n_responses is None else n_responses
-    # One mean for what exists once per token, one for what exists once per response.
+    # One mean for per-token terms, one for per-response terms.
     means: dict[str, Callable[[Tensor], Tensor]] = {
         "token": lambda x: where(mask, x, 0.0).sum() / n_tokens,
         "sequence": lambda x: x.sum() / n_responses,
@@ -344,7 +345,8 @@ def _check_levels(mask: Tensor, config: PPOConfig, **tensors: Tensor) -> None:
 def _ratio(log_probs: Tensor, batch: Rollout, config: PPOConfig) -> tuple[Tensor, Tensor]:
     """The ratio, and an estimate of KL(old || new) with the right gradient: per token or response.
 
-    Both are 1 and 0 on padding. k3 takes the policy that sampled first: swapped, it is another KL.
+    On padding they are 1 and 0. The first argument of k3 is the policy that sampled: swapped, it
+    estimates the other KL.
     """
     sampled = where(batch.mask, batch.log_probs, 0.0)
     base = sampled if config.ratio_to == "old" else where(batch.mask, batch.ref_log_probs, 0.0)
@@ -380,8 +382,8 @@ def _value_losses(values: Tensor, batch: Rollout, returns: Tensor, config: PPOCo
 def _entropies(logits: Tensor, config: PPOConfig) -> Tensor:
     """The entropy of each token's distribution.
 
-    With c2 = 0 it is a metric, and need not be remembered for the backward pass. Row by row: for
-    all rows at once, the processor would wait for memory.
+    With c2 = 0 it is only a metric and needs no graph for the backward pass. It goes row by row,
+    because with all rows at once the processor would wait for memory.
     """
     with torch.set_grad_enabled(config.entropy_coef > 0):
         return torch.cat([entropy(z, temperature=config.temperature) for z in logits.split(1)])
@@ -391,7 +393,7 @@ def _entropies(logits: Tensor, config: PPOConfig) -> Tensor:
 
 
 def summarise(rollout: Rollout, credit: Credit, done: list[Stats], config: PPOConfig) -> Stats:
-    """The statistics of a step: of its rollout, then the means over its minibatches."""
+    """The statistics of a step: those of its rollout, then means over its minibatches."""
     mask, values = rollout.mask, rollout.values
     if config.advantage_level == "sequence":
         mask, values = mask[:, 0], values[:, 0]
@@ -412,7 +414,7 @@ def summarise(rollout: Rollout, credit: Credit, done: list[Stats], config: PPOCo
 
 
 def scheduled_rate(step: int, config: PPOConfig) -> float:
-    """The learning rate of the update after `step` others: warm-up, then constant or to zero."""
+    """The learning rate after `step` updates: warm-up, then constant or falling to zero."""
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     left = 1.0 if config.total_steps is None else max(0.0, 1 - step / config.total_steps)
     return config.learning_rate * warm * left

@@ -1,4 +1,4 @@
-"""What several processes need: shares of the rows, and sums and rollouts put together."""
+"""Several processes: split the rows, add up the statistics, gather the rollouts."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ def share(accelerator: Accelerator, n: int) -> slice:
 
 
 def gather_rollout(rollout: Rollout) -> Rollout:
-    """The whole rollout on every process, rows in the order of the prompts."""
+    """Gather the whole rollout on every process, rows in the order of the prompts."""
 
     def whole(x: Tensor) -> Tensor:
-        sent = x.float() if x.dtype == torch.bool else x  # padding would make integers of a bool
+        sent = x.float() if x.dtype == torch.bool else x  # padding would turn a bool into integers
         if x.dim() == 2:
             sent = pad_across_processes(sent, dim=1)
         return gather(sent).to(x.dtype)
@@ -37,7 +37,7 @@ def gather_rollout(rollout: Rollout) -> Rollout:
 
 
 def add_up(parts: list[Stats], accelerator: Accelerator) -> Stats:
-    """Micro-batch statistics are shares of the minibatch's: summed; `ratio_error` is a maximum."""
+    """Sum micro-batch statistics, which are shares of the minibatch's; `ratio_error`: maximum."""
     if accelerator.num_processes > 1:
         parts = gather_object(parts)
     return {
@@ -52,7 +52,7 @@ def any_process(flag: bool) -> bool:
 
 
 def tracker(name: str | None) -> Any:
-    """The name of a tracker that accelerate knows, or None."""
+    """Check the name of a tracker, which accelerate must know; None is allowed."""
     if name is not None and name not in (known := [str(t) for t in get_available_trackers()]):
         must = f"be installed and known to accelerate (here: {', '.join(known) or 'none'})"
         fail("PPOTrainer", "log_with", must, name)

@@ -1,6 +1,6 @@
-"""The records of acting: prompts with their responses, and what was measured on them.
+"""Records of sampling: prompts with their responses, and what was measured on them.
 
-Prompts are padded on the LEFT and responses on the RIGHT, so that response token t stands in
+Prompts are padded on the LEFT and responses on the RIGHT, so that response token t is in
 column t of every row. The padding token is EOS (GPT-2 has no other), so nothing here asks whether
 a token "is padding": masks are built once, from the first EOS in the response, and travel with the
 ids.
@@ -28,11 +28,11 @@ class Responses:
     """Prompts with their responses; rows are episodes, columns of `ids` are response tokens.
 
     Attributes:
-        prompt_ids: padded on the left.
-        prompt_mask: True on a real token.
-        ids: padded on the right.
-        mask: True on a real token, EOS included: in each row ones, then zeros.
-        columns: what else the data set says of each prompt, one entry per row ("answer", ...).
+        prompt_ids: prompt tokens, padded on the left.
+        prompt_mask: True on real tokens.
+        ids: response tokens, padded on the right.
+        mask: True on real tokens, EOS included: in each row ones, then zeros.
+        columns: other columns of the data set, one entry per row ("answer", ...).
     """
 
     prompt_ids: Int[Tensor, "batch prompt"]
@@ -83,10 +83,10 @@ class Responses:
         )
 
     def by_length(self, size: int | None) -> tuple[Tensor, ...]:
-        """The numbers of the rows, `size` at a time, shorter responses first.
+        """Row numbers, `size` at a time, shorter responses first.
 
-        Rows of similar length together hold less padding once trimmed. With None all rows are one
-        part, or two where that saves a twentieth of the columns or more.
+        Parts with rows of similar length hold less padding once trimmed. None gives one part, or
+        two if that saves a twentieth of the columns or more.
         """
         lengths, rows = self.mask.sum(1).sort(stable=True)
         if size is None:
@@ -98,15 +98,15 @@ class Responses:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """What happened, measured once, never changed.
+    """A batch of episodes, measured once and never changed.
 
     Attributes:
         responses: the episodes.
         log_probs: log-probs under the policy that sampled, at the sampling temperature, in nats.
         ref_log_probs: log-probs under the reference, at the same temperature, in nats.
         values: `values[:, t]` belongs to the state before token t; V(prompt) is `values[:, 0]`.
-        scores: the raw scores; [batch, time] if the score function pays token by token.
-        kl: per token to the reference, by the estimator that the reward uses, in nats.
+        scores: the raw scores; [batch, time] if the score function scores each token.
+        kl: KL to the reference per token, by the reward's estimator, in nats.
         truncated: True where no EOS was sampled.
         bootstrap: the value after the last token of a truncated response; 0 where EOS came.
     """
@@ -171,9 +171,9 @@ def left_pad(
 
 @checked
 def response_mask(ids: Int[Tensor, "batch time"], eos_token_id: int) -> Bool[Tensor, "batch time"]:
-    """True up to the first EOS and on it; all True where there is none.
+    """True up to and including the first EOS; all True if there is none.
 
-    Found from the first EOS *index*, never from `ids != pad`: where padding is EOS, as for GPT-2,
+    Found from the first EOS *index*, never from `ids != pad`: if padding is EOS, as for GPT-2,
     that would hide the EOS from the loss, and the model would never learn to stop.
 
     >>> response_mask(torch.tensor([[5, 0, 0], [5, 6, 7]]), eos_token_id=0).tolist()
@@ -204,7 +204,7 @@ def split_columns(prompts: Sequence[Prompt]) -> tuple[list[str], Columns]:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 ) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
-    """Prompts as left-padded tokens, with whatever the tokenizer puts in front by itself."""
+    """Prompts as left-padded tokens, with any tokens that the tokenizer itself prepends."""
     if tokenizer.eos_token_id is None:
         fail("encode_prompts", "tokenizer", "have an end-of-text token (eos_token)", "none")
     rows = [tokenizer(prompt)["input_ids"] for prompt in split_columns(prompts)[0]]
@@ -218,9 +218,9 @@ def encode(
     *,
     ended: bool = True,
 ) -> Responses:
-    """Written (not sampled) responses as tokens, each with EOS at its end if `ended`."""
+    """Written (not sampled) responses as tokens, each followed by EOS if `ended`."""
     if len(prompts) != len(responses):
-        fail("encode", "responses", f"be as many as the prompts ({len(prompts)})", len(responses))
+        fail("encode", "responses", f"match the number of prompts ({len(prompts)})", len(responses))
     prompt_ids, prompt_mask = encode_prompts(tokenizer, prompts)
     end = [tokenizer.eos_token_id] if ended else []
     rows = [
@@ -244,7 +244,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, responses: Responses) -> tuple[li
 
 
 def texts_of(caller: str, texts: Sequence[Any]) -> Sequence[str]:
-    """The texts, each a string of whole characters, or a ValueError that names the first bad."""
+    """Check that texts are strings of whole characters; the error names the first bad one."""
     if isinstance(texts, str) or not texts:
         fail(caller, "texts", "be a list of at least one text", repr(texts)[:60])
     for number, text in enumerate(texts):

@@ -13,12 +13,12 @@ from minippo.sft import FitConfig, fit
 def train_reward_model(
     model: RewardModel, chosen: Responses, rejected: Responses, config: FitConfig
 ) -> list[float]:
-    """Make the chosen response of each pair score higher; the Bradley-Terry losses by step.
+    """Train each pair's chosen response to score higher; return the loss of each step.
 
     Row i of `chosen` and row i of `rejected` answer the same prompt.
     """
     if len(chosen) != len(rejected):
-        must = f"be as many as the chosen responses ({len(chosen)})"
+        must = f"match the number of chosen responses ({len(chosen)})"
         fail("train_reward_model", "rejected", must, len(rejected))
 
     def loss(model: nn.Module, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Acting: sample responses, measure them, score them.
+"""Rollouts: sample responses, measure them, score them.
 
 `generate` samples and `evaluate` measures; the update calls the same `evaluate`, so that the first
 ratio is 1. Inputs may be on any device: they are moved to the policy's.
@@ -29,7 +29,7 @@ from minippo.responses import (
 )  # fmt: skip  # isort: skip
 from minippo.scores import Score, check_scores
 
-# What moved, by the address it had.
+# Re-exports: these names used to be here.
 from minippo.responses import encode, left_pad  # noqa: F401  # isort: skip
 from minippo.scores import ensemble_score, load_score, score_with, text_score  # noqa: F401  # isort: skip
 
@@ -47,18 +47,18 @@ def generate(
     temperature: float = 1.0,
     uniforms: Float[Tensor, "batch new"] | None = None,
 ) -> Responses:
-    """Sample a response to each prompt, until EOS or `max_new_tokens`.
+    """Sample one response per prompt, until EOS or `max_new_tokens`.
 
     Args:
-        policy: in eval mode; only its language model is asked.
-        prompt_ids: padded on the left.
+        policy: the policy, in eval mode; only its language model is used.
+        prompt_ids: prompt tokens, padded on the left.
         prompt_mask: True on real tokens.
-        max_new_tokens: the longest response, in tokens, EOS included.
+        max_new_tokens: maximum response length in tokens, EOS included.
         eos_token_id: ends a response; also the padding after it.
         temperature: divides the logits.
         uniforms: [batch, max_new_tokens] in [0, 1); token t is the inverse of the cumulative
             distribution at `uniforms[:, t]`, so each row's text depends only on that row, not on
-            the rest of the batch. None is greedy.
+            the rest of the batch. None: greedy decoding.
 
     Raises:
         ValueError: prompt and response would exceed the model's positions.
@@ -72,8 +72,8 @@ def generate(
     cache, cache_name = DynamicCache(config=model.config), _cache_name(model)
     tokens, mask, positions = prompt_ids, prompt_mask, position_ids(prompt_mask)
     ids = prompt_ids.new_full((len(prompt_ids), max_new_tokens), eos_token_id)
-    rows, step = torch.arange(len(ids), device=device), 0  # rows that are still being written
-    # A recurrent layer's state cannot be cut: then all rows go on to the end.
+    rows, step = torch.arange(len(ids), device=device), 0  # rows that have not ended
+    # A recurrent layer's state cannot drop rows: then all rows run to the end.
     can_drop = {type(x) for x in cache.layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
     while step < max_new_tokens and len(rows):
         logits = model(
@@ -113,7 +113,7 @@ def _check_room(policy: PolicyWithValue, mask: Tensor, n: int, uniforms: Tensor 
 def _cache_name(model: Any) -> str:
     """The argument that takes the cache: `cache` from transformers 5.24 on.
 
-    A model without it would swallow the name without a word, and read each token on its own.
+    A model without that argument would silently ignore it, and read each token on its own.
     """
     own = model.get_base_model() if hasattr(model, "get_base_model") else model  # under an adapter
     return "cache" if "cache" in signature(own.forward).parameters else "past_key_values"
@@ -124,7 +124,7 @@ def _inverse_cdf(
 ) -> Int[Tensor, " batch"]:
     """The first token whose cumulative probability exceeds u; never one of probability 0.
 
-    On the CPU the sum is in float64, because the rounding of 50,257 terms adds up one by one. An
+    On the CPU the sum is in float64, because the rounding errors of 50,257 terms accumulate. An
     accelerator adds in pairs, so float32 is enough there, and Apple's has nothing wider.
     """
     probs, below = logits.softmax(-1), 1.0
@@ -146,7 +146,7 @@ def respond(
     seed: int = 0,
     batch_size: int = 256,
 ) -> list[str]:
-    """One sampled answer to each prompt, as text; the same ones for the same seed."""
+    """Sample one response per prompt, as text; the same seed gives the same texts."""
     uniforms = torch.rand(
         len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed)
     )
@@ -173,7 +173,7 @@ def evaluate(
     Logits are raw: callers divide by the temperature. Rollout and update both measure with this
     function, so that the first ratio is 1; the update needs no value after the last token
     (`end_value=False`: then it is 0, and the model reads one position less per row). The results
-    are where the responses are, wherever the policy is.
+    are on the responses' device, wherever the policy is.
     """
     check_response_mask("evaluate", responses.mask)
     home = responses.ids.device
@@ -192,7 +192,7 @@ def evaluate(
 def reference_logits(
     policy: nn.Module, reference: nn.Module | None, responses: Responses
 ) -> Float[Tensor, "batch time vocab"]:
-    """The reference's logits; where it is None, those of the policy without its LoRA adapter."""
+    """The reference's logits; if it is None, those of the policy without its LoRA adapter."""
     if reference is not None:
         return evaluate(reference, responses)[0]
     adapter_off = getattr(policy.language_model, "disable_adapter", None)
@@ -219,21 +219,21 @@ def collect(
     chunk_size: int | None = None,
     columns: Columns | None = None,
 ) -> Rollout:
-    """Act once on each prompt and measure everything that an update needs.
+    """Answer each prompt once and measure everything that an update needs.
 
     Args:
-        policy: acts and is measured.
-        reference: what the KL is measured to; None is the policy with its adapter switched off.
-        score: scores the responses.
-        prompt_ids: padded on the left.
+        policy: the policy that answers and is measured.
+        reference: the model that the KL is measured to; None: the policy without its adapter.
+        score: the score function.
+        prompt_ids: prompt tokens, padded on the left.
         prompt_mask: True on real tokens.
-        max_new_tokens: see `generate`, as for the next three.
+        max_new_tokens: see `generate`, also for the next three.
         eos_token_id: ends a response.
-        temperature: of sampling and of every log-prob.
-        uniforms: the randomness; None is greedy.
-        kl_estimator: of `Rollout.kl`; "exact" sums over the vocabulary at each token.
+        temperature: sampling temperature, also applied in every log-prob.
+        uniforms: the randomness; None: greedy decoding.
+        kl_estimator: estimator of `Rollout.kl`; "exact" sums over the vocabulary at each token.
         chunk_size: rows measured at a time, of similar length (logits are [rows, time, vocab]);
-            None is all.
+            None: all.
         columns: other columns of the prompts' data set, one entry per row; the score sees them.
     """
     responses = generate(
@@ -267,7 +267,7 @@ def _measure(
     temperature: float,
     kl_estimator: str,
 ) -> tuple[Float[Tensor, "4 batch time"], Float[Tensor, " batch"]]:
-    """(log-probs, the reference's, values, KL) of each token, and the value after the last."""
+    """(log-probs, the reference's, values, KL) per token, and the value after the last one."""
     logits, values, end_values = evaluate(policy, responses)
     ref_logits = reference_logits(policy, reference, responses)
     log_probs, ref_log_probs = (

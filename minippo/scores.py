@@ -20,7 +20,7 @@ TextScore = Callable[..., Sequence[float]]
 
 
 def check_scores(scores: Tensor, responses: Responses) -> Tensor:
-    """Scores must be finite floats, per response or per token: [batch] or [batch, time]."""
+    """Require finite float scores, per response or per token: [batch] or [batch, time]."""
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         came = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         fail("score", "the result", "be a tensor of floats", came)
@@ -39,15 +39,15 @@ def check_scores(scores: Tensor, responses: Responses) -> Tensor:
 
 
 def text_score(tokenizer: PreTrainedTokenizerBase, fn: TextScore) -> Score:
-    """Score by a function of texts: `fn(prompts, responses)` returns one number per response.
+    """Score with a function of texts: `fn(prompts, responses)` returns one number per response.
 
-    Other columns of the prompts' data set reach `fn` by name, those that its signature asks for:
-    `def fn(prompts, responses, answer)`, or all of them with `**columns`.
+    Other columns of the prompts' data set are passed by name if the signature has them:
+    `def fn(prompts, responses, answer)`; `**columns` takes all of them.
 
     Raises:
-        ValueError: `fn` returned another number of scores, or one that is no finite number; the
-            message shows prompt and response. What `fn` itself raises is passed on, with a note
-            that shows them.
+        ValueError: `fn` returned the wrong number of scores, or one that is not a finite number;
+            the message shows prompt and response. Errors raised by `fn` itself are passed on, with
+            a note that shows them.
     """
 
     def score(responses: Responses) -> Tensor:
@@ -99,11 +99,11 @@ def ensemble_score(
     how: Literal["mean", "min", "mean_minus_variance"] = "mean",
     coef: float = 0.0,
 ) -> Score:
-    """Several scores as one: their mean, the least, or mean - coef * population variance.
+    """Combine scores: their mean, minimum, or mean - coef * population variance.
 
     Source: Coste et al. 2023 (arXiv:2310.02743), where they are called mean, worst-case (WCO) and
-    uncertainty-weighted (UWO). The scores are taken as they come: bring the members to one scale
-    first (`normalized_score`), or the one that spreads most decides.
+    uncertainty-weighted (UWO). The scores are used as they are: bring the members to one scale
+    first (`normalized_score`), or the one with the largest spread dominates.
     """
     if not fns:
         fail("ensemble_score", "fns", "hold at least one score function", "none")
@@ -124,13 +124,13 @@ def ensemble_score(
 def load_score(
     name: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, *, batch_size: int = 64
 ) -> Score:
-    """Score by a reward model: a shipped one ("tiny-gpt2-reward"), a folder, or the hub's.
+    """Score with a reward model: a shipped one ("tiny-gpt2-reward"), a folder, or one on the hub.
 
     `tokenizer` is the policy's; None means that the reward model uses the same one. A model with
-    one label and a head named score (ours, GPT-2's, Llama's) reads the last token, EOS; where it
-    has another tokenizer the texts are tokenized again, with EOS at the end of those that ended.
-    Any other classifier reads prompt and response as its own tokenizer writes them, and pays one
-    label's raw logit, as TRL's sentiment example does: "lvwerra/distilbert-imdb#POSITIVE", "#1".
+    one label and a head named score (ours, GPT-2's, Llama's) is read at the last token, EOS; if its
+    tokenizer differs, the texts are tokenized again, with EOS at the end of those that ended. Any
+    other classifier reads prompt and response as its own tokenizer encodes them, and the score is
+    one label's raw logit, as in TRL's sentiment example: "lvwerra/distilbert-imdb#POSITIVE", "#1".
     """
     place, _, label = (str(name), "", "") if Path(name).exists() else str(name).partition("#")
     body, own = load_classifier("load_score", place)
@@ -157,7 +157,7 @@ def load_score(
 
 
 def _label_index(classifier: Any, label: str) -> int:
-    """A label's column, from its name or its number; one label alone need not be named."""
+    """The column of a label, by name or number; a single label need not be named."""
     names = {str(name): int(index) for index, name in classifier.config.id2label.items()}
     names |= {str(index): index for index in names.values()}
     if not label and classifier.config.num_labels == 1:
@@ -175,9 +175,9 @@ def _classifier_score(
     index: int,
     batch_size: int,
 ) -> Score:
-    """One logit of a classifier that reads texts by its own tokenizer and conventions."""
+    """Score with one logit of a classifier, which reads texts with its own tokenizer."""
     own.pad_token = own.pad_token or own.eos_token
-    model.config.pad_token_id = own.pad_token_id  # tells GPT-2's kind which token is the last
+    model.config.pad_token_id = own.pad_token_id  # tells models like GPT-2 which token is the last
     limits = [own.model_max_length, getattr(model.config, "max_position_embeddings", None)]
 
     @torch.no_grad()
@@ -189,7 +189,7 @@ def _classifier_score(
             part = texts[start : start + batch_size]
             batch = own(part, padding=True, padding_side="right", return_tensors="pt").to(device)
             if (longest := batch["input_ids"].shape[1]) > limit:
-                fail("load_score", "the texts", f"fit the judge's {limit} positions", longest)
+                fail("load_score", "the texts", f"fit the classifier's {limit} positions", longest)
             scores.append(model.to(device)(**batch).logits[:, index].float())
         return torch.cat(scores)
 
@@ -210,7 +210,7 @@ def _retokenize(
 
 
 def score_with(model: nn.Module) -> Score:
-    """Score by a reward model in memory whose tokenizer is the policy's."""
+    """Score with a reward model in memory whose tokenizer is the policy's."""
 
     @torch.no_grad()
     def score(responses: Responses) -> Tensor:
@@ -224,17 +224,17 @@ def score_with(model: nn.Module) -> Score:
 def normalized_score(
     score: Score, *, mean: float | None = None, std: float | None = None, clip: float | None = None
 ) -> Score:
-    """Scores with mean 0 and deviation 1: (score - mean) / std, then clipped to +-clip.
+    """Scale scores to mean 0 and deviation 1: (score - mean) / std, then clip to +-clip.
 
-    With `mean` and `std` given they are fixed, as in lm-human-preferences, which measures them
-    once on the first policy's responses. Without them they are the running ones over all scores
-    so far, the current batch included (TRL 0.11's `use_score_scaling` and `use_score_norm`); these
-    are not part of a checkpoint.
+    If given, `mean` and `std` are fixed, as in lm-human-preferences, which measures them once on
+    the first policy's responses. Otherwise they run over all scores so far, the current batch
+    included (TRL 0.11's `use_score_scaling` and `use_score_norm`); running ones are not part of a
+    checkpoint.
 
     Args:
-        score: pays one number per response.
-        mean: subtracted; None with std None: running.
-        std: divides; above 0.
+        score: a score function with one number per response.
+        mean: subtracted from the scores; None, with std None: running.
+        std: the divisor, above 0.
         clip: the largest absolute value of a result, in deviations; None: not clipped.
     """
     if (mean is None) != (std is None):
@@ -250,13 +250,13 @@ def normalized_score(
         nonlocal n, middle, spread
         scores = check_scores(score(responses), responses)
         if scores.dim() == 2:
-            fail("normalized_score", "score", "pay one number per response", "one per token")
+            fail("normalized_score", "score", "return one number per response", "one per token")
         if mean is None:  # Chan et al. 1979: what a batch adds to mean and variance
             batch, k, seen = scores.tolist(), len(scores), n + len(scores)
             off = fmean(batch) - middle
             spread = (n * spread**2 + k * pvariance(batch) + off**2 * n * k / seen) / seen
             n, middle, spread = seen, middle + off * k / seen, math.sqrt(spread)
-        result = (scores - middle) / (spread or 1.0)  # all equal so far: there is no scale
+        result = (scores - middle) / (spread or 1.0)  # all equal so far: no scale
         return result if clip is None else result.clamp(-clip, clip)
 
     return normalized

@@ -1,4 +1,4 @@
-"""Stage 1: supervised fine-tuning, and the loop that trains anything on rows of data."""
+"""Stage 1: supervised fine-tuning, and a loop that trains any model on rows of data."""
 
 import os
 from collections.abc import Callable
@@ -19,18 +19,18 @@ from minippo.rollout import evaluate
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to train on a fixed set of rows. Learning rate: warm-up, then linear to zero.
+    """Settings for training on fixed rows. Learning rate: warm-up, then linear to zero.
 
     Attributes:
         epochs: passes over the rows.
-        minibatch_size: rows of one step.
-        learning_rate: the highest; 1e-3 suits the shipped 1 M models, 1e-5 to 5e-5 GPT-2
+        minibatch_size: rows per step.
+        learning_rate: the peak; 1e-3 suits the shipped 1 M models, 1e-5 to 5e-5 GPT-2
             (Ziegler et al. 2019 train GPT-2's reward model at 5e-5).
-        warmup_steps: steps from 0 to the highest.
+        warmup_steps: steps from 0 to the peak.
         max_grad_norm: the gradient is scaled down to this norm.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's weight decay.
         mixed_precision: "bf16" computes the forward pass in bfloat16.
-        seed: of the order of rows.
+        seed: seed of the order of rows.
     """
 
     epochs: int = 1
@@ -52,20 +52,20 @@ class FitConfig:
 
 
 def make_accelerator(**options: Any) -> Accelerator:
-    """An Accelerator that leaves precision to `autocast`.
+    """Make an Accelerator that leaves precision to `autocast`.
 
-    accelerate keeps the precision in a global, so that a second trainer's would be the first's.
+    accelerate keeps the precision in a global, so a second trainer would get the first one's.
     """
     return Accelerator(mixed_precision="no", **options)
 
 
 def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
-    """Forward passes in bfloat16 with "bf16"; with "no" as they are."""
+    """Run forward passes in bfloat16 with "bf16"; change nothing with "no"."""
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
 def progress_bar(*, silent: bool = False, **options: Any) -> tqdm:
-    """A bar for people. TQDM_DISABLE=1 silences it in notebooks, where tqdm ignores it."""
+    """Draw a bar. TQDM_DISABLE=1 also silences it in notebooks, where tqdm ignores it."""
     return tqdm(disable=silent or bool(os.environ.get("TQDM_DISABLE")), **options)
 
 
@@ -77,7 +77,7 @@ def fit(
     *,
     name: str = "training",
 ) -> list[float]:
-    """Minimise `loss(model, rows)` over random minibatches of row indices; the losses by step."""
+    """Minimise `loss(model, rows)` over random minibatches of row indices; return the losses."""
     if n_rows < 1:
         fail("fit", "n_rows", "be 1 or more", n_rows)
     accelerator = make_accelerator()
@@ -120,10 +120,10 @@ def train_sft(
     *,
     name: str = "supervised fine-tuning",
 ) -> list[float]:
-    """Teach the policy to write these responses to these prompts; nats per token by step.
+    """Train a policy to write these responses; return the loss of each step, in nats per token.
 
-    Only the responses' tokens are targets. With prompts that hold nothing but the beginning of
-    the text this is ordinary language modelling.
+    Only the responses' tokens are targets. If the prompts hold only the beginning of the
+    text, this is ordinary language modelling.
     """
 
     def loss(model: nn.Module, rows: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The PPO loop: collect a rollout, update on it, repeat; plus saving and resuming.
 
 `step` is `update(collect(prompts))`. Each part of `update` is a method to override or a pure
-function of `ppo`. accelerate provides the device, several processes and trackers. Accumulation is
+function in `ppo`. accelerate provides the device, several processes and trackers. Accumulation is
 ours: each micro-batch's sums are divided by the *whole* minibatch's number of real tokens, because
-the mean of ragged micro-batches' means is another gradient.
+the mean of the means of ragged micro-batches has a different gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,16 +50,16 @@ class PPOTrainer:
     """PPO on a language model.
 
     Args:
-        policy: learns, in place.
-        reference: the KL is measured to it; stays as it is, unless the configuration renews it:
-            then it is overwritten in place. None: the policy with its LoRA adapter switched off.
-        score: scores responses: `text_score`, `load_score`, `ensemble_score` or your own.
-        tokenizer: the policy's.
-        config: every choice.
-        callbacks: each is called after every step with the trainer and the step's statistics; one
-            that returns True ends `train` there.
+        policy: the policy to train, in place.
+        reference: the model that the KL is measured to; unchanged, unless the configuration
+            renews it in place. None: the policy with its LoRA adapter switched off.
+        score: the score function: `text_score`, `load_score`, `ensemble_score` or your own.
+        tokenizer: the policy's tokenizer.
+        config: the configuration.
+        callbacks: functions called after every step with the trainer and the step's statistics;
+            one that returns True ends `train` there.
         log_with: "tensorboard", "wandb" or another tracker that accelerate knows.
-        log_dir: where a tracker that writes files puts them.
+        log_dir: the folder of trackers that write files.
 
     Attributes:
         history: the statistics of every step so far.
@@ -105,26 +105,26 @@ class PPOTrainer:
 
     @property
     def policy(self) -> PolicyWithValue:
-        """The policy itself, without what several processes wrap around it."""
+        """The policy itself, without the wrapper for several processes."""
         return self.accelerator.unwrap_model(self.model)
 
     @property
     def kl_coef(self) -> float:
-        """beta now: the price of a nat in the reward."""
+        """The current beta: the price per nat in the reward."""
         return self.kl_controller.coef if self.config.kl_coef else 0.0
 
     @property
     def kl_loss_coef(self) -> float:
-        """c3 now: the price of a nat in the loss."""
+        """The current c3: the price per nat in the loss."""
         return self.config.kl_loss_coef if self.config.kl_coef else self.kl_controller.coef
 
     @property
     def learning_rate(self) -> float:
-        """Adam's learning rate in the coming update."""
+        """Adam's learning rate in the next update."""
         return scheduled_rate(len(self.history), self.config)
 
     def autocast(self) -> torch.autocast:
-        """The precision of every forward pass: sampling, measuring and learning alike."""
+        """Set the precision of every forward pass: sampling, measuring and learning."""
         return autocast(self.accelerator.device, self.config.mixed_precision)
 
     # ---- the loop ------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class PPOTrainer:
                 bar.set_postfix({name: f"{stats[name]:.3g}" for name in shown}, refresh=False)
                 bar.update()
         if self._log_with is not None:
-            for one in self.accelerator.trackers:  # end_training would end the processes' group
+            for one in self.accelerator.trackers:  # end_training would end the process group
                 one.finish()
         return self.history
 
@@ -171,12 +171,12 @@ class PPOTrainer:
     def collect(self, prompts: Sequence[Prompt]) -> Rollout:
         """Answer each prompt once; measure and score the answers.
 
-        With several processes each takes its share, and all get the whole rollout.
+        With several processes, each answers its share and all get the whole rollout.
         """
         config, every = self.config, self.config.reference_update_every
         if every and self.n_rollouts and self.n_rollouts % every == 0:
             if self.reference is None:
-                fail("PPOTrainer", "reference", "be a model where it is to be renewed", "None")
+                fail("PPOTrainer", "reference", "be a model if it is to be renewed", "None")
             self.reference.load_state_dict(self.policy.state_dict())
         ids, mask = encode_prompts(self.tokenizer, prompts)
         # Drawn for the whole batch and indexed by row: the same texts on any number of processes.
@@ -206,7 +206,7 @@ class PPOTrainer:
 
         Raises:
             FloatingPointError: a loss or a gradient is not finite. The step is not taken: the
-                weights are those before it.
+                weights stay as they were.
         """
         check_response_mask("PPOTrainer.update", rollout.mask)
         credit = self.credit(rollout)
@@ -225,33 +225,33 @@ class PPOTrainer:
     # ---- the parts of an update ----------------------------------------------------------------
 
     def credit(self, rollout: Rollout) -> Credit:
-        """Rewards, advantages and returns, at beta now."""
+        """Rewards, advantages and returns at the current beta."""
         return assign_credit(rollout, self.config, kl_coef=self.kl_coef)
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Train mode and the learning rate of this update; eval mode again at the end."""
+        """Set train mode and the learning rate of this update; return to eval mode at the end."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.model.train()
-        self.optimizer.zero_grad()  # what an interrupted update left
+        self.optimizer.zero_grad()  # left over from an interrupted update
         try:
             yield
         finally:
             self.model.eval()
 
     def accumulate(self, rollout: Rollout, credit: Credit, rows: Tensor) -> Stats:
-        """The gradient of a minibatch, in micro-batches, on any number of processes."""
+        """Accumulate a minibatch's gradient over micro-batches, on any number of processes."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         counts = {"n_tokens": int(rollout.mask[rows].sum()), "n_responses": len(rows)}
-        # A process without a row takes part all the same, with a gradient of zero.
+        # A process without a row still takes part, with a gradient of zero.
         weight = float(rank < len(rows))
         mine = rows[rank::world] if weight else rows[:1]
         parts: list[Stats] = []
         micro_batches = rollout.responses[mine].by_length(self.config.micro_batch_size)
         for number, part in enumerate((mine[i] for i in micro_batches), start=1):
             batch = rollout[part].trim()
-            time = batch.mask.shape[1]  # a sequence-level tensor has no such axis
+            time = batch.mask.shape[1]  # a sequence-level tensor has no time axis
             cut = (x[part][:, :time] if x.dim() == 2 else x[part] for x in credit)
             # Only the last backward pass of a process waits for the others' gradients.
             wait = number == len(micro_batches)
@@ -282,7 +282,7 @@ class PPOTrainer:
         )
 
     def descend(self, stats: Stats) -> Stats:
-        """Step, unless the policy has moved too far already or something is not finite."""
+        """Step, unless the policy has already moved too far or something is not finite."""
         config = self.config
         norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         stats |= {"grad_norm": float(norm), "stopped": 0.0}
@@ -302,7 +302,7 @@ class PPOTrainer:
         return stats
 
     def coefficients(self) -> Stats:
-        """What is adapted or scheduled, as it was in this update."""
+        """The adapted and scheduled coefficients, as they were in this update."""
         return {
             "kl_coef": self.kl_coef,
             "kl_loss_coef": self.kl_loss_coef,
@@ -311,7 +311,7 @@ class PPOTrainer:
         }
 
     def adapt(self, rollout: Rollout, stats: Stats) -> None:
-        """After an update: the KL controllers."""
+        """Adapt the KL controllers after an update."""
         self.kl_controller.update(stats["kl"], len(rollout))
         if self.config.policy_loss == "penalty":
             self.penalty_controller.update(self._moved(rollout), len(rollout))
@@ -332,48 +332,48 @@ class PPOTrainer:
 
     @cached_property
     def reference_hash(self) -> str:
-        """Tells one reference from another; without one: what is frozen under the adapter."""
+        """Hash of the reference; if it is None, of the frozen weights under the adapter."""
         if self.reference is not None:
             return weights_hash(self.reference)
         parameters = self.policy.named_parameters()
         return tensors_hash({name: p for name, p in parameters if not p.requires_grad})
 
     def save(self, folder: str | Path) -> None:
-        """Write a checkpoint from which `resume` goes on as if nothing had happened.
+        """Write a checkpoint from which `resume` continues as if nothing had happened.
 
-        The folder is a plain transformers model (AutoModelForCausalLM opens it; of a policy with
+        The folder is a plain transformers model (AutoModelForCausalLM opens it; for a policy with
         LoRA it is peft's adapter, which names the base model's folder), with the value head,
         Adam's moments and the trainer's state beside it; nothing is pickled. It is written under
-        another name and then renamed; what was there before becomes `<folder>.previous`. A kill
-        at any moment leaves one of them whole.
+        a temporary name and then renamed; the checkpoint it replaces becomes `<folder>.previous`.
+        A kill at any moment leaves one of them intact.
 
         Raises:
             ValueError: the folder exists and is not a checkpoint, or the last step was interrupted
-                or failed half-way: then the checkpoint before it is the one to go on from.
-            OSError: it cannot be written; what was there before is still there.
+                or failed half-way: then resume from the previous checkpoint.
+            OSError: the folder cannot be written; its previous content is kept.
         """
         if self.within_step:
-            must = "save between two steps (resume from the checkpoint before)"
+            must = "save between two steps (resume from the previous checkpoint)"
             fail("PPOTrainer.save", "the trainer", must, "a step that did not end")
         if self.accelerator.is_main_process:
             checkpoint.save(self, Path(folder))
         self.accelerator.wait_for_everyone()
 
     def resume(self, folder: str | Path) -> None:
-        """Take over the state that `save` wrote; `train` then goes on from there.
+        """Restore the state that `save` wrote; `train` then continues from there.
 
         Construct the trainer exactly as in the first run: same configuration, same reference, and
         a policy of the same shape.
 
         Raises:
-            ValueError: no checkpoint there, an altered or cut-off file, another configuration or
-                another reference.
+            ValueError: no checkpoint there, an altered or truncated file, or a different
+                configuration or reference.
         """
         checkpoint.resume(self, Path(folder))
 
 
 def _batch(prompts: Sequence[Prompt], step: int, config: PPOConfig) -> list[Prompt]:
-    """The prompts of a step: a function of the seed and the step, so nothing need be saved."""
+    """The prompts of a step: a function of the seed and the step, so nothing needs saving."""
     n = len(prompts)
     batch: list[Prompt] = []
     for i in range(step * config.rollout_size, (step + 1) * config.rollout_size):

@@ -261,7 +261,7 @@ def test_a_damaged_file_is_named_and_so_is_the_checkpoint_before(saved, how, nam
     with pytest.raises(ValueError, match=r"is damaged or missing") as caught:
         trainer.resume(saved)
     assert str(saved / name) in str(caught.value)
-    assert f"the checkpoint before it is {saved}.previous" in str(caught.value)
+    assert f"the previous checkpoint is {saved}.previous" in str(caught.value)
     assert weights_hash(trainer.policy) == before
     trainer.resume(saved.with_name("run.previous"))
     assert len(trainer.history) == 1
@@ -281,7 +281,7 @@ def test_an_altered_number_in_the_state_is_noticed(saved):
     altered = text.replace('"n_rollouts": 2', '"n_rollouts": 3')
     assert altered != text
     (saved / "trainer.json").write_text(altered, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"trainer\.json is damaged; the checkpoint before it"):
+    with pytest.raises(ValueError, match=r"trainer\.json is damaged; the previous checkpoint"):
         make().resume(saved)
 
 
@@ -295,12 +295,12 @@ def test_another_configuration_is_refused_by_the_fields_that_differ(saved):
     trainer = make(learning_rate=0.02, gamma=0.5)
     with pytest.raises(ValueError, match=r"^PPOTrainer.resume: config must be the checkpoint's"):
         trainer.resume(saved)
-    with pytest.raises(ValueError, match=r"\(gamma=1.0, learning_rate=0.01\), got another\.$"):
+    with pytest.raises(ValueError, match=r"\(gamma=1.0, learning_rate=0.01\), got another one\.$"):
         trainer.resume(saved)
 
 
 def test_another_reference_is_refused(saved):
-    with refuses("PPOTrainer.resume: reference", "another"):
+    with refuses("PPOTrainer.resume: reference", "another one"):
         make(reference=tiny.shallow(7)).resume(saved)
 
 

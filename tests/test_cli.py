@@ -65,12 +65,12 @@ def test_train_writes_a_model_and_resume_goes_on_to_the_same_end(work, capsys):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (["--prompts", "none.jsonl"], "load_prompts: source must be a file"),
+        (["--prompts", "none.jsonl"], "load_prompts: source must be an existing file"),
         (["--reward", "judge.py:bad"], "--reward must name a function of judge.py, got bad"),
         (["--reward", "gone.py:good"], "--reward must name an existing file, got gone.py"),
         (["--lam", "1.5"], "PPOConfig: lam must lie in [0, 1], got 1.5"),
         (["--max_new_tokens", "60"], "max_new_tokens=60 in 48 positions"),
-        (["--resume"], "--output must hold a checkpoint where you say --resume, got run"),
+        (["--resume"], "--output must hold a checkpoint for --resume, got run"),
         (["--log_with", "wandb"], "log_with must be installed and known to accelerate"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_judge_that_raises_is_shown_with_its_own_traceback_and_the_texts(work)
 def test_a_checkpoint_is_not_overwritten_by_a_new_run(work, capsys):
     assert cli.main(train("--n_steps", "1")) == 0
     assert cli.main(train("--n_steps", "1")) == 1
-    assert "--output must be a new folder (or say --resume)" in capsys.readouterr().err
+    assert "--output must be a new folder (or pass --resume)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_ctrl_c_saves_a_step_boundary_and_says_how_to_go_on(work):
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130
     done = len(json.loads((work / "run" / "trainer.json").read_text(encoding="utf-8"))["history"])
-    assert f"stopped after step {done}; to go on: the same command with --resume" in said
+    assert f"stopped after step {done}; to continue, repeat the command with --resume" in said
 
 
 # ---- the demo ----------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def test_only_shipped_names_are_shipped():
 
 def test_an_altered_text_is_refused_by_its_name(folder):
     write_jsonl(folder / "prompts-train.jsonl", ROWS[::-1])
-    with refuses("shipped: data/prompts-train.jsonl", "another content"):
+    with refuses("shipped: data/prompts-train.jsonl", "different content"):
         load_prompts("prompts-train")
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_packed_text_is_refused_by_its_name(folder):
     (folder / "preferences.jsonl.bz2").write_bytes(bz2.compress(b"{}")[:-9])
     listed = '{"files": {"preferences.jsonl.bz2": {"sha256": ""}}}'
     (folder / "manifest.json").write_text(listed, encoding="utf-8")
-    with refuses("shipped: data/preferences.jsonl.bz2", "another content"):
+    with refuses("shipped: data/preferences.jsonl.bz2", "different content"):
         load_texts("preferences")
 
 

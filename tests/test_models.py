@@ -350,7 +350,7 @@ def test_an_altered_shipped_file_is_refused_by_its_name(shipped_folder, file):
     content = bytearray((shipped_folder / file).read_bytes())
     content[len(content) // 2] ^= 1
     (shipped_folder / file).write_bytes(bytes(content))
-    with refuses(f"shipped: data/tiny-gpt2-sft/{file}", "another content"):
+    with refuses(f"shipped: data/tiny-gpt2-sft/{file}", "different content"):
         load_policy("tiny-gpt2-sft")
 
 
