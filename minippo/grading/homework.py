@@ -19,12 +19,12 @@ from minippo.checks.mistakes import CATALOGUE
 
 README = """# Homework {seed}
 
-Write the functions in `my_ppo.py`. They are those of the course, but where a docstring says
-**Here**, that convention counts, and not the one of minippo.
+Write the functions in `my_ppo.py`. They are the course's, but where a docstring says **Here**,
+use that convention instead of minippo's.
 
 Inputs and shapes are those of the lessons; True in a mask is a real token; half precision is
-turned into float32; junk (also NaN) under a mask changes nothing. You may use everything of
-minippo but the functions that you are asked to write.
+converted to float32; junk (including NaN) under a mask changes nothing. You may use all of minippo
+except the functions you are asked to write.
 """
 
 

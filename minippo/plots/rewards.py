@@ -189,5 +189,5 @@ def _check_methods(methods: Mapping[str, Sequence[Points]]) -> None:
         for setting in settings:
             points = [tuple(point) for point in setting]
             if not points or any(len(p) != 2 or not np.isfinite(p).all() for p in points):
-                must = "hold for each setting one finite (kl, reward) or more, one for each seed"
+                must = "hold finite (kl, reward) pairs for each setting, one per seed"
                 fail("Frontier", f"methods[{name!r}]", must, points)

@@ -29,7 +29,7 @@ def over_seeds(
         for (name, (places, rows)), (colour, _, style) in zip(curves.items(), LOOKS, strict=False):
             values = np.array(rows, float)
             if values.ndim != 2 or values.shape[1] != len(places):
-                must = f"hold for each seed {len(places)} values, as many as x"
+                must = f"hold {len(places)} values per seed, as many as x"
                 fail("over_seeds", f"{title!r}, {name!r}", must, f"shape {list(values.shape)}")
             low, high = values.min(0), values.max(0)
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)

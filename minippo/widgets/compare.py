@@ -99,7 +99,7 @@ class Comparison(Widget):
             fail("answer", "choice", "be 0 (A), 1 (B) or None (no difference)", choice)
         with self._lock:
             if self.position == len(self.pairs):
-                fail("answer", "choice", "come while a pair is left", "one after the last pair")
+                fail("answer", "choice", "be given while a pair is left", "one after the last pair")
             shown = self._shown[self.position]
             self.labels[self.position] = SAME if choice is None else shown[choice]
             self._draw()

@@ -192,7 +192,7 @@ def _gae_errors(
     if "V_t missing in the TD error" in flags:
         deltas = deltas + values
     if "ends one token early" in flags:
-        lost = _earlier(mask) & ~_earlier(_earlier(mask))  # the last but one token
+        lost = _earlier(mask) & ~_earlier(_earlier(mask))  # the second-to-last token
         following = torch.cat([values[:, 1:], zeros_like(values[:, :1])], 1)
         deltas = where(lost, deltas - gamma * following, deltas)
     if "last column skipped" in flags:
