@@ -183,5 +183,5 @@ def test_what_is_wrong_is_said(call, message):
 def test_an_answer_after_the_last_is_an_error():
     game = widgets.compare(PAIRS[:1])
     game.answer(0)
-    with pytest.raises(ValueError, match="come while a pair is left"):
+    with pytest.raises(ValueError, match="be given while a pair is left"):
         game.answer(0)

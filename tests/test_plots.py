@@ -684,8 +684,8 @@ def test_within_a_budget_of_kl_the_best_setting_of_each_is_ringed(budget, says, 
         (lambda: plots.frontier({}), "methods must be 1 to 8 methods, got 0"),
         (lambda: plots.frontier({key: [[(1, 1)]] for key in "abcdefghi"}), "1 to 8 methods, got 9"),
         (lambda: plots.frontier({"a": []}), r"methods\['a'\] must hold at least one setting"),
-        (lambda: plots.frontier({"a": [[]]}), "one for each seed"),
-        (lambda: plots.frontier({"a": [[(1.0, math.inf)]]}), "one finite"),
+        (lambda: plots.frontier({"a": [[]]}), "one per seed"),
+        (lambda: plots.frontier({"a": [[(1.0, math.inf)]]}), "hold finite"),
     ],
 )
 def test_points_that_cannot_be_drawn_are_refused(call, says):

@@ -48,7 +48,7 @@ def test_it_is_900_wide_and_small(figure):
     [
         (lambda: plots.over_seeds({}), "panels must be 1 to 4 panels"),
         (lambda: plots.each_seed({"gold": {}}), "panels must be 1 to 4 panels"),
-        (lambda: plots.over_seeds({"a": {"b": ([0, 1], [[1]])}}), "2 values, as many as x"),
+        (lambda: plots.over_seeds({"a": {"b": ([0, 1], [[1]])}}), "2 values per seed"),
         (lambda: plots.over_seeds({"a": dict.fromkeys("abcdefghi", CURVES["flat"])}), "at most 8"),
         (lambda: plots.each_seed({"a": ROWS, "b": {"weak": [1]}}), "have the rows"),
     ],

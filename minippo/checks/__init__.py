@@ -1,8 +1,7 @@
-"""Is my function right, and if not, what did I do? `checks.gae(my_gae)` says it.
+"""Is my function right, and if not, what did I do wrong? `checks.gae(my_gae)` tells you.
 
-Right means: equal to a slow, independent definition in value and gradient, on cases generated to
-tell mistakes apart. Known mistakes are named. `checks.solution("gae")` shows minippo's own
-function.
+Right means: value and gradient equal a slow, independent definition's on cases generated to tell
+mistakes apart. Known mistakes are named. `checks.solution("gae")` shows minippo's own function.
 """
 
 import importlib
@@ -54,11 +53,11 @@ _MATHEMATICS = (
     combined_loss, optimal_policy, best_of_n_mean, distinct_n,
     training_memory, learning_rates, accumulated_loss, first_ratio_error,
 )  # fmt: skip
-_WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, when asked for
+_WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, so load on demand
 
 
 class _Checks(Mapping[str, Check]):
-    """Name of a function -> its check."""
+    """Map function names to checks."""
 
     _known: ClassVar = {check.name: check for check in _MATHEMATICS}
 
@@ -84,14 +83,14 @@ def __getattr__(name: str) -> Check:
 
 
 def variant(name: str, *conventions: str) -> Check:
-    """A check that asks for other conventions than minippo's: names of catalogued mistakes."""
+    """Return a check that requires other conventions: names of catalogued mistakes."""
     if name not in CHECKS:
         raise ValueError(f"variant: name must be one of {', '.join(CHECKS)}, got {name!r}.")
     return make_variant(CHECKS[name], conventions)
 
 
 def solution(name: str) -> Solution:
-    """minippo's own, tested function, after an attempt or on asking twice."""
+    """Show minippo's own function once you have attempted the exercise, or asked twice."""
     if name not in CHECKS:
         raise ValueError(f"solution: name must be one of {', '.join(CHECKS)}, got {name!r}.")
     return show_solution(CHECKS[name])

@@ -1,4 +1,4 @@
-"""Checks of credit. Advantages are numbers to learn from: no gradient is asked for."""
+"""Checks of credit. Advantages are constants in the loss: no gradient is checked."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,9 +11,9 @@ from minippo.checks.engine.check import Check
 
 
 def _padded(draw: Draw, names: str, note: str = "", **others: Any) -> Iterator[Case]:
-    """[batch, time] numbers of these names and a mask; under it stand zeros, or junk.
+    """Yield [batch, time] numbers with these names and a mask, with zeros or junk under it.
 
-    Also ordinary numbers: the eye can follow them, and they do not cancel as 1000 - 1000 does.
+    Also ordinary numbers: they are easy to follow, and do not cancel as 1000 - 1000 does.
     """
     numbers = {name: draw.floats(draw.batch, draw.time) for name in names.split()}
     clean = {name: draw.tokens_of(x) for name, x in numbers.items()}

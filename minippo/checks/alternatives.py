@@ -1,4 +1,4 @@
-"""Checks of what one can do instead of PPO."""
+"""Checks of the alternatives to PPO."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def _dpo_cases(draw: Draw) -> Iterator[Case]:
 
 
 def _stable_dpo(pc: float, pr: float, rc: float, rr: float, beta: float) -> float:
-    """Far from 0 the loss is the line; elsewhere the definition."""
+    """Use the asymptote far from 0 and the definition elsewhere."""
     d = beta * ((pc - rc) - (pr - rr))
     return max(0.0, -d) if abs(d) > 400 else definitions.dpo_loss(pc, pr, rc, rr, beta)
 

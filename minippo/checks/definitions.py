@@ -1,4 +1,4 @@
-"""The formulas once more, as slow loops over Python floats, written from the papers.
+"""The formulas again, as slow loops over Python floats, written from the papers.
 
 A vector is a list of floats, a batch is a list of rows, a mask is a list of rows of bools. Python's
 floats are float64, so these are the expected values of tests and of `checks`; `gradient` gives the
@@ -15,12 +15,12 @@ Row = list[float]
 Rows = list[list[float]]
 Mask = list[list[bool]]
 
-# Central differences with a step of 1e-6 are right to about 9 digits, and no further.
+# Central differences with a step of 1e-6 are right to about 9 digits, no more.
 DIFFERENCES = {"rtol": 1e-6, "atol": 1e-8}
 
 
 def gradient(f: Callable[[Any], float], x: Any, step: float = 1e-6) -> Any:
-    """df/dx for each number in the nested lists x, by central differences."""
+    """df/dx per number in the nested lists x, by central differences."""
     x = copy.deepcopy(x)
 
     def walk(part: Any) -> Any:
@@ -45,7 +45,7 @@ def prefix_mask(lengths: list[int], time: int) -> Mask:
 
 
 def real(x: Rows, mask: Mask) -> Row:
-    """The numbers under True, in one list."""
+    """Flatten the numbers where the mask is True into one list."""
     return [x[i][t] for i in range(len(x)) for t in range(len(x[i])) if mask[i][t]]
 
 
@@ -60,7 +60,7 @@ def log_softmax(z: Row, temperature: float = 1.0) -> Row:
 
 
 def token_log_probs(logits: list[Rows], tokens: list[list[int]], temperature: float = 1.0) -> Rows:
-    """log p(token), position by position."""
+    """log p(token) per position."""
     return [
         [log_softmax(z, temperature)[token] for z, token in zip(row, ids, strict=True)]
         for row, ids in zip(logits, tokens, strict=True)
@@ -68,7 +68,7 @@ def token_log_probs(logits: list[Rows], tokens: list[list[int]], temperature: fl
 
 
 def sequence_log_prob(log_probs: Rows, mask: Mask) -> Row:
-    """The sum of each row's real tokens."""
+    """Sum over each row's real tokens."""
     return [
         sum(x for x, m in zip(*pair, strict=True) if m)
         for pair in zip(log_probs, mask, strict=True)
@@ -131,7 +131,7 @@ def discounted_sum(x: Rows, discount: float) -> Rows:
 def td_errors(
     rewards: Rows, values: Rows, mask: Mask, gamma: float = 1.0, bootstrap: Row | None = None
 ) -> Rows:
-    """r_t + gamma * V_(t+1) - V_t; after the last real token comes the bootstrap, or 0."""
+    """r_t + gamma * V_(t+1) - V_t; V after the last real token is the bootstrap or 0."""
     deltas = []
     for i in range(len(rewards)):
         length, row = sum(mask[i]), []
@@ -154,7 +154,7 @@ def gae(
     """Schulman et al. 2016, eq. 11 to 16: the weighted mean of the k-step advantages.
 
     A^(k) = r_t + ... + gamma^(k-1) r_(t+k-1) + gamma^k V_(t+k) - V_t has the weight
-    (1 - lam) lam^(k-1), and the last one, which reaches the end, all the weight that is left.
+    (1 - lam) lam^(k-1), and the last one, which reaches the end, gets all the remaining weight.
     """
     advantages = []
     for i in range(len(rewards)):
@@ -183,7 +183,7 @@ def monte_carlo_returns(rewards: Rows, mask: Mask, gamma: float = 1.0) -> Rows:
 
 
 def sequence_advantages(score: float, value: float) -> float:
-    """How much better than expected."""
+    """The score minus the expected score."""
     return score - value
 
 
@@ -201,7 +201,7 @@ def explained_variance(values: Rows, returns: Rows, mask: Mask) -> float:
 def clipped_surrogate(
     r: float, a: float, low: float, high: float, dual_clip: float | None = None
 ) -> float:
-    """Schulman et al. 2017, eq. 7, with the sign turned; dual clip: Ye et al. 2020, eq. 5."""
+    """Schulman et al. 2017, eq. 7, with the sign flipped; dual clip: Ye et al. 2020, eq. 5."""
     inside = 1 - low if r < 1 - low else 1 + high if r > 1 + high else r
     objective = min(r * a, inside * a)
     if dual_clip is not None and a < 0:
@@ -224,7 +224,7 @@ def clip_is_active(
 
 
 def penalty_surrogate(r: float, a: float, kl: float, coef: float) -> float:
-    """Schulman et al. 2017, eq. 8, with the sign turned."""
+    """Schulman et al. 2017, eq. 8, with the sign flipped."""
     return -(r * a - coef * kl)
 
 
@@ -250,7 +250,7 @@ def bradley_terry_loss(chosen: float, rejected: float, margin: float = 0.0) -> f
 
 
 def sft_loss(logits: list[Rows], tokens: list[list[int]], mask: Mask) -> float:
-    """The mean surprise at the real tokens."""
+    """Mean surprisal of the real tokens."""
     return -masked_mean(token_log_probs(logits, tokens), mask)
 
 
@@ -307,7 +307,7 @@ def dpo_loss(pc: float, pr: float, rc: float, rr: float, beta: float) -> float:
 
 
 def group_advantages(scores: Rows, normalize: bool = True) -> Rows:
-    """(score - mean) / sqrt(population variance + 1e-8), group by group."""
+    """(score - mean) / sqrt(population variance + 1e-8), per group."""
     groups = []
     for group in scores:
         mean = sum(group) / len(group)
@@ -317,7 +317,7 @@ def group_advantages(scores: Rows, normalize: bool = True) -> Rows:
 
 
 def leave_one_out_advantages(scores: Rows) -> Rows:
-    """score - mean of the others, group by group."""
+    """score - mean of the others, per group."""
     return [
         [
             group[i] - sum(group[j] for j in range(len(group)) if j != i) / (len(group) - 1)
@@ -327,11 +327,11 @@ def leave_one_out_advantages(scores: Rows) -> Rows:
     ]
 
 
-# ---- exercises whose solutions minippo itself does not need ----------------------------------
+# ---- exercises whose solutions minippo does not use itself -----------------------------------
 
 
 def mean_minus_variance(scores: Rows, coef: float) -> Row:
-    """scores[member][response]: mean - coef * population variance, response by response."""
+    """scores[member][response]: mean - coef * population variance, per response."""
     found = []
     for b in range(len(scores[0])):
         column = [member[b] for member in scores]
@@ -368,38 +368,38 @@ def combined_loss(
     c2: float,
     c3: float,
 ) -> float:
-    """Schulman et al. 2017, eq. 9, with the sign turned, and a KL."""
+    """Schulman et al. 2017, eq. 9, with the sign flipped, plus a KL."""
     return policy_loss + c1 * value_loss - c2 * entropy + c3 * kl
 
 
 def accumulated_loss(losses: list[Rows], mask: list[Mask]) -> float:
-    """The mean over the real tokens of all micro-batches together."""
+    """Mean over the real tokens of all micro-batches together."""
     real = [x for x, m in zip(leaves(losses), leaves(mask), strict=True) if m]
     return sum(real) / len(real)
 
 
 def first_ratio_error(log_probs: Rows, old_log_probs: Rows, mask: Mask) -> float:
-    """How far the ratio of some real token is from 1, at most."""
+    """Largest distance of a real token's ratio from 1."""
     tokens = zip(leaves(log_probs), leaves(old_log_probs), leaves(mask), strict=True)
     return max(abs(math.exp(new - old) - 1) for new, old, m in tokens if m)
 
 
 def optimal_policy(ref_log_probs: Row, rewards: Row, beta: float) -> Row:
-    """log of p_i exp(r_i / beta) / sum of p_j exp(r_j / beta); all shifted by the largest."""
+    """log of p_i exp(r_i / beta) / sum of p_j exp(r_j / beta); shifted by the largest exponent."""
     logs = [lp + r / beta for lp, r in zip(ref_log_probs, rewards, strict=True)]
     total = sum(math.exp(x - max(logs)) for x in logs)
     return [x - max(logs) - math.log(total) for x in logs]
 
 
 def best_of_n_mean(proxy: Row, gold: Row, n: int) -> float:
-    """The mean, over every set of n responses, of the gold of the one with the highest proxy."""
+    """Mean gold reward of the response with the highest proxy, over all sets of n responses."""
     sets = itertools.combinations(range(len(proxy)), n)
     found = [gold[max(chosen, key=proxy.__getitem__)] for chosen in sets]
     return sum(found) / len(found)
 
 
 def distinct_n(tokens: list[list[int]], mask: Mask, n: int) -> float:
-    """Each n-gram of real tokens counts, the first of its kind as new; the share of new ones."""
+    """Share of new n-grams among all n-grams of real tokens; a repeat is not new."""
     seen: list[list[int]] = []
     new = total = 0
     for row, real in zip(tokens, mask, strict=True):
@@ -411,7 +411,7 @@ def distinct_n(tokens: list[list[int]], mask: Mask, n: int) -> float:
     return new / total if total else 0.0
 
 
-# ---- the whole -------------------------------------------------------------------------------
+# ---- the whole algorithm ---------------------------------------------------------------------
 
 
 def response_mask(ids: list[list[int]], eos_token_id: int) -> Mask:
@@ -436,7 +436,7 @@ def ppo_loss(
     temperature: float,
     kl_loss_coef: float,
 ) -> float:
-    """The mean over real tokens of policy loss + c1 * value loss - c2 * entropy + c3 * k2."""
+    """Mean over real tokens of policy loss + c1 * value loss - c2 * entropy + c3 * k2."""
     total, n = 0.0, 0
     for i, row in enumerate(mask):
         for t in range(sum(row)):
@@ -466,7 +466,7 @@ def ppo_update(
     max_grad_norm: float,
     learning_rate: float,
 ) -> Row:
-    """All weights of a table policy after some steps of gradient descent on one rollout."""
+    """Weights of a table policy after some steps of gradient descent on one rollout."""
     rewards = shape_rewards(scores, kl, mask, kl_coef)
     raw = gae(rewards, values, mask, gamma, lam)
     returns = [
@@ -490,7 +490,7 @@ def ppo_update(
 
 
 def leaves(x: Any) -> Row:
-    """The numbers of nested lists, in order."""
+    """Flatten nested lists in order."""
     return [leaf for part in x for leaf in leaves(part)] if isinstance(x, list) else [x]
 
 
@@ -501,7 +501,7 @@ def _moved(x: Any, slopes: Any, step: float) -> Any:
 
 
 def training_memory(billions: Row, trained: list[bool], weight_bytes: int) -> Row:
-    """Gigabytes, kind by kind: weights; of what learns also gradients, moments, a master copy."""
+    """Gigabytes of weights and, if trained, gradients, moments and a master copy."""
     found = []
     for n, learns in zip(billions, trained, strict=True):
         total = n * weight_bytes
@@ -514,7 +514,7 @@ def training_memory(billions: Row, trained: list[bool], weight_bytes: int) -> Ro
 
 
 def learning_rates(steps: Row, base: float, warmup_steps: int, total_steps: int) -> Row:
-    """Warm-up to `base`, times a straight line from 1 at step 0 to 0 at `total_steps`."""
+    """Warm-up to `base` times a straight line from 1 at step 0 to 0 at `total_steps`."""
     found = []
     for step in steps:
         warm = (step + 1) / warmup_steps if step + 1 < warmup_steps else 1.0

@@ -1,4 +1,4 @@
-"""Checks of exercises whose solutions minippo itself does not need."""
+"""Checks of exercises whose solutions minippo does not use itself."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from minippo.checks.engine.check import Check
 
 
 def _ensemble_cases(draw: Draw) -> Iterator[Case]:
-    size = (draw.vocab, draw.time)  # members, responses: never as many of these as of those
+    size = (draw.vocab, draw.time)  # members, responses: never equal in number
     for coef in (0.5, 2.0):
         for _ in range(2):
             yield draw.case(scores=draw.floats(*size), coef=coef)
@@ -33,7 +33,7 @@ def _ratio_cases(draw: Draw) -> Iterator[Case]:
         yield draw.case(log_probs=draw.log_probs(), old_log_probs=draw.log_probs(), mask=draw.mask)
     same = draw.log_probs()
     yield draw.case("the same policy", log_probs=same, old_log_probs=same, mask=draw.mask)
-    # As unlikely as a long response is: float32 holds no probability below exp(-103).
+    # As unlikely as a long response: float32 represents no probability below exp(-103).
     far = [draw.token_floats(-128.0, -127.0) for _ in range(2)]
     yield draw.case("far from likely", log_probs=far[0], old_log_probs=far[1], mask=draw.mask)
     yield draw.case(
@@ -51,7 +51,7 @@ sequence_ratio = Check(
 
 
 def _entropy_cases(draw: Draw) -> Iterator[Case]:
-    # A model's logits on padding are numbers: no gradient is asked for where they are NaN.
+    # A model's logits on padding are finite: no gradient is checked where they are NaN.
     slopes = not draw.junk
     for _ in range(2):
         yield draw.case(slopes=slopes, logits=draw.tokens_of(draw.logits()), mask=draw.mask)
@@ -76,7 +76,7 @@ PARTS = ("policy_loss", "value_loss", "entropy", "kl")
 
 
 def _call_parts(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-    """The parts as scalar tensors; a case holds each as a list of one number."""
+    """Pass the parts as scalar tensors; a case stores each as a list of one number."""
     weights = {name: x for name, x in inputs.items() if name not in PARTS}
     return function(*(inputs[name][0] for name in PARTS), **weights)
 
@@ -115,7 +115,7 @@ def _optimum_cases(draw: Draw) -> Iterator[Case]:
         yield draw.case(ref_log_probs=reference(), rewards=draw.floats(n), beta=beta)
     yield draw.case("equal rewards", ref_log_probs=reference(), rewards=[1.5] * n, beta=0.5)
     yield draw.case("hardly any reward", ref_log_probs=reference(), rewards=draw.floats(n), beta=64)
-    # Whole numbers over a power of 2: exact in float32, and far beyond what exp can hold.
+    # Integers over a power of 2: exact in float32, and far beyond the range of exp.
     far = [float(r) for r in draw.random.sample(range(1 - n, n), n)]
     yield draw.case("rewards / beta of 1000", ref_log_probs=reference(), rewards=far, beta=2**-9)
     never = [-math.inf, *definitions.log_softmax(draw.floats(n - 1))]
@@ -132,7 +132,7 @@ optimal_policy = Check(
 
 def _accumulated_cases(draw: Draw) -> Iterator[Case]:
     def parts(low: float = -2.0) -> dict[str, Nested]:
-        """As many micro-batches as the vocabulary is large, each of its own lengths."""
+        """Draw `vocab` micro-batches, each with different lengths."""
         drawn, masks = list[Nested](), list[Nested]()
         for _ in range(draw.vocab):
             lengths = [draw.random.randint(1, draw.time) for _ in range(draw.batch)]

@@ -1,4 +1,4 @@
-"""Checks of what a watcher of reward hacking computes."""
+"""Checks of measures of reward hacking."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from minippo.checks.engine.check import Check
 def _best_cases(draw: Draw) -> Iterator[Case]:
     size = draw.vocab + draw.time
     for n in (1, 2, size - 1, size):
-        proxy = [x / 8 for x in draw.random.sample(range(-32, 32), size)]  # no two alike
+        proxy = [x / 8 for x in draw.random.sample(range(-32, 32), size)]  # all different
         yield draw.case(f"n = {n} of {size}", proxy=proxy, gold=draw.floats(size), n=n)
     rising = [i / 4 for i in range(size)]
     yield draw.case("gold against proxy", proxy=rising, gold=[-x for x in rising], n=2)

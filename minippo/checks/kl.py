@@ -1,4 +1,4 @@
-"""Checks of the KL divergence and of what steers its coefficient."""
+"""Checks of the KL divergence and of the controllers of its coefficient."""
 
 import math
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def _exact_cases(draw: Draw) -> Iterator[Case]:
         "a token that the reference hardly ever says",
         logits=ref, ref_logits=unlikely, temperature=1.0,
     )  # fmt: skip
-    # What the reference never says costs infinitely much.
+    # A token with zero probability under the reference costs infinitely much.
     yield draw.case(
         "a token that the reference rules out", slopes=False,
         logits=ref, ref_logits=ruled_out, temperature=1.0,
@@ -74,7 +74,7 @@ exact_kl = Check(
 
 
 def _kls(draw: Draw, target: float) -> list[list[float]]:
-    """One update each, below, near and above the target, and far off; then several in a row."""
+    """Single updates below, near, above and far from the target; then several in a row."""
     factors = [0.1, 0.6, 0.95, 1.1, 1.6, 3.0]
     kls = [[target * factor] for factor in factors] if draw.time == 1 else []
     return [*kls, [target * draw.random.choice(factors) for _ in range(2 * draw.time)]]

@@ -13,7 +13,7 @@ def _token_log_probs_cases(draw: Draw) -> Iterator[Case]:
     for temperature in (1.0, 0.5, 2.0):
         yield draw.case(logits=draw.logits(), tokens=draw.tokens(), temperature=temperature)
     logits, tokens = draw.logits(), draw.tokens()
-    logits[0][0][0] = 120.0  # the others have probabilities that float32 cannot hold
+    logits[0][0][0] = 120.0  # float32 cannot represent the others' probabilities
     tokens[0][0] = 1
     yield draw.case("a token of probability near 0", logits=logits, tokens=tokens, temperature=1.0)
     ruled_out = draw.logits()

@@ -11,7 +11,7 @@ from minippo.checks.engine.judge import Region
 
 
 def _where(name: str, low: float, high: float) -> Region:
-    """Where an input lies strictly between two numbers."""
+    """The region where an input is strictly between two numbers."""
     inside = each(lambda x: low < x < high)
     return lambda inputs: inside(x=inputs[name])
 
@@ -36,7 +36,7 @@ def _bradley_terry_cases(draw: Draw) -> Iterator[Case]:
 
 
 def _stable_bradley_terry(chosen: float, rejected: float, margin: float = 0.0) -> float:
-    """Far from 0 the loss is the line; elsewhere the definition."""
+    """Use the asymptote far from 0 and the definition elsewhere."""
     d = chosen - rejected - margin
     return max(0.0, -d) if abs(d) > 500 else definitions.bradley_terry_loss(d, 0.0)
 
@@ -73,7 +73,7 @@ probability_ratio = Check(
 
 def _surrogate_cases(draw: Draw) -> Iterator[Case]:
     size = (draw.batch, draw.time)
-    for epsilon in (0.25, 0.125):  # exact in binary, so that an edge is an edge
+    for epsilon in (0.25, 0.125):  # exact in binary, so edges are exact
         # Away from the kinks, where right implementations differ in the gradient.
         near, far = draw.floats(*size, low=0.9, high=1.1), draw.floats(*size, low=1.3, high=2.5)
         below, advantages = draw.floats(*size, low=0.2, high=0.7), draw.floats(*size)

@@ -32,7 +32,7 @@ def _whiten_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("in half precision", dtype="bfloat16", **high)
 
 
-# Advantages are numbers to learn from: no gradient is asked for.
+# Advantages are constants in the loss: no gradient is checked.
 whiten = Check(
     reference=minippo.whiten,
     definition=definitions.whiten,

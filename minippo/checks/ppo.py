@@ -34,9 +34,9 @@ response_mask = Check(
 
 
 class TablePolicy(nn.Module):
-    """A policy of one row a prompt: prompt i has the logits and values of row i.
+    """A policy with one row per prompt: prompt i has the logits and values of row i.
 
-    It is called like `PolicyWithValue`, and its gradients can be looked at number by number.
+    It is called like `PolicyWithValue`, and its gradients can be inspected number by number.
     """
 
     def __init__(self, logits: Tensor, values: Tensor, *, learn: bool = False) -> None:
@@ -47,7 +47,7 @@ class TablePolicy(nn.Module):
     def forward(
         self, tokens: Tensor, attention_mask: Tensor | None, *, keep: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Logits and values of the last `keep` tokens: a prompt of one, and of the response."""
+        """Logits and values of the last `keep` tokens; the prompt is one token."""
         rows, given = tokens[:, 0], tokens.shape[1]
         start = 0 if keep is None else given - keep
         logits, values = self.logits[rows], self.values[rows]
@@ -79,7 +79,7 @@ def _rollout(inputs: dict[str, Any], **more: Tensor) -> Rollout:
 
 
 def _call_loss(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-    """Policy, batch and configuration, made of the numbers of a case."""
+    """Build policy, batch and configuration from a case's numbers and call the function."""
     config = PPOConfig(**{name: inputs[name] for name in CONFIG if name in inputs})
     loss = function(
         TablePolicy(inputs["logits"], inputs["values"]),
@@ -90,7 +90,7 @@ def _call_loss(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
 
 
 def _numbers(draw: Draw) -> dict[str, Nested]:
-    """A policy and what it wrote some steps ago. Fields of a rollout are zero on padding."""
+    """A policy and what it wrote a few steps ago. Rollout fields are zero on padding."""
     logits, tokens = draw.logits(), draw.tokens()
     now = definitions.token_log_probs(logits, tokens)
     plain = Draw(repr(draw.number()), (draw.batch, draw.time, draw.vocab), junk=False)
@@ -110,7 +110,7 @@ def _numbers(draw: Draw) -> dict[str, Nested]:
 
 
 def _loss_cases(draw: Draw) -> Iterator[Case]:
-    if draw.junk:  # there is none in a rollout
+    if draw.junk:  # rollouts contain none
         return
     plain: dict[str, Any] = {
         "clip_range": 0.2, "value_coef": 0.5, "value_clip_range": 0.2, "entropy_coef": 0.0,
@@ -138,7 +138,7 @@ ppo_loss = Check(
 
 
 def _call_update(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-    """Every weight of the policy after the update, by plain gradient descent."""
+    """Return all policy weights after the update, using plain gradient descent."""
     policy = TablePolicy(inputs["logits"].clone(), inputs["values"].clone(), learn=True)
     numbers = {name: inputs[name] for name in UPDATE}
     n = len(inputs["tokens"])
@@ -152,7 +152,7 @@ def _call_update(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
     weights = torch.cat([p.detach().reshape(-1) for p in policy.parameters()])
     started = torch.cat([inputs["logits"].reshape(-1), inputs["values"].reshape(-1)])
     if torch.equal(weights, started):
-        raise NotImplementedError  # nothing was done
+        raise NotImplementedError  # the update did nothing
     return weights
 
 

@@ -1,4 +1,4 @@
-"""Checks of exercises about running PPO: what it costs, and how fast it may learn."""
+"""Checks of exercises about running PPO: its memory and its learning rate."""
 
 from collections.abc import Iterator
 

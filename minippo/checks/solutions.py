@@ -1,4 +1,4 @@
-"""Solutions that the package does not need itself. They are checked like a student's."""
+"""Solutions the package itself does not need. They are checked like a student's."""
 
 import math
 
@@ -12,7 +12,7 @@ from minippo import entropy, masked_mean, probability_ratio
 def mean_minus_variance(
     scores: Float[Tensor, "members batch"], *, coef: float
 ) -> Float[Tensor, " batch"]:
-    """A pessimistic ensemble's score: where its members disagree, nobody knows.
+    """A pessimistic ensemble's score: disagreement between its members lowers it.
 
     Mean over the members minus coef times their population variance (Coste et al. 2023).
     """
@@ -26,7 +26,7 @@ def sequence_ratio(
 ) -> Float[Tensor, " batch"]:
     """p(response) / p_old(response): the exponential of the log-ratios' sum over real tokens.
 
-    The differences come first: a long response is so unlikely that float32 holds neither p.
+    Subtract first: a long response is so unlikely that float32 can represent neither p.
     """
     log_ratio = log_probs.float() - old_log_probs.float()
     return where(mask, log_ratio, 0.0).sum(1).exp()
@@ -49,7 +49,7 @@ def combined_loss(
     c2: float,
     c3: float,
 ) -> Float[Tensor, ""]:
-    """What PPO for language models makes small: one number with four parts.
+    """The loss that PPO for language models minimises: a sum of four terms.
 
     Schulman et al. 2017, eq. 9, with the sign turned, plus the KL to the reference.
     """
@@ -59,7 +59,7 @@ def combined_loss(
 def optimal_policy(
     ref_log_probs: Float[Tensor, " n"], rewards: Float[Tensor, " n"], *, beta: float
 ) -> Float[Tensor, " n"]:
-    """log pi* of n responses: pi* is proportional to pi_ref * exp(reward / beta).
+    """Return log pi* of n responses; pi* is proportional to pi_ref * exp(reward / beta).
 
     No policy has a larger mean reward minus beta * KL(policy || reference).
     """
@@ -69,9 +69,9 @@ def optimal_policy(
 def best_of_n_mean(
     proxy: Float[Tensor, " responses"], gold: Float[Tensor, " responses"], n: int
 ) -> Float[Tensor, ""]:
-    """The mean gold of the best of n by proxy, over all ways to draw n of these responses.
+    """Mean gold reward of the best of n by proxy, over all ways to draw n of these responses.
 
-    The i-th from below is the best of C(i - 1, n - 1) of the C(N, n) draws. Source: Nakano et al.
+    The i-th lowest is the best of C(i - 1, n - 1) of the C(N, n) draws. Source: Nakano et al.
     2021 (arXiv:2112.09332), app. I.
     """
     draws = math.comb(len(proxy), n)
@@ -84,7 +84,7 @@ def distinct_n(
 ) -> Float[Tensor, ""]:
     """Different n-grams over all n-grams of the batch's real tokens; 0 where there are none.
 
-    1 says that nothing is said twice, in one response or in two of them.
+    1 means no n-gram is repeated, within a response or across responses.
     """
     texts = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
@@ -94,10 +94,10 @@ def distinct_n(
 def training_memory(
     billions: Float[Tensor, " models"], trained: Bool[Tensor, " models"], *, weight_bytes: int
 ) -> Float[Tensor, " models"]:
-    """Gigabytes that models take, activations aside: weights, gradients, what Adam keeps.
+    """Memory of models in gigabytes without activations: weights, gradients, Adam's state.
 
-    A frozen model is its weights. One that learns has a gradient for each of them and Adam's two
-    moments in float32; where the weights are shorter, also their float32 master copy.
+    A frozen model is only its weights. A trained one adds a gradient per weight and Adam's two
+    moments in float32; if the weights are shorter, also a float32 master copy.
     """
     master = 4 if weight_bytes < 4 else 0
     learning = 2 * weight_bytes + 8 + master
@@ -107,7 +107,7 @@ def training_memory(
 def learning_rates(
     steps: Float[Tensor, " n"], *, base: float, warmup_steps: int, total_steps: int
 ) -> Float[Tensor, " n"]:
-    """Of steps 0, 1, 2, ...: rising linearly for some steps, times falling linearly to 0.
+    """Learning rate at steps 0, 1, 2, ...: a linear warm-up times a linear decay to 0.
 
     The first step already learns: its share of the warm-up is 1 / warmup_steps.
     """
@@ -119,9 +119,9 @@ def learning_rates(
 def accumulated_loss(
     losses: Float[Tensor, "micro batch time"], mask: Bool[Tensor, "micro batch time"]
 ) -> Float[Tensor, ""]:
-    """A minibatch's mean over its real tokens, added up over its micro-batches.
+    """A minibatch's mean over its real tokens, summed over its micro-batches.
 
-    Each sum is divided by the tokens of the *whole* minibatch, so that each may be thrown away
+    Each sum is divided by the tokens of the *whole* minibatch, so that each may be freed right
     after its backward pass.
     """
     n_tokens = mask.sum()
@@ -134,6 +134,6 @@ def first_ratio_error(
     old_log_probs: Float[Tensor, "batch time"],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, ""]:
-    """The largest |ratio - 1| of a real token: 0 before the first step of an update."""
+    """Largest |ratio - 1| over real tokens: 0 before the first step of an update."""
     ratio = probability_ratio(where(mask, log_probs, 0.0), where(mask, old_log_probs, 0.0))
     return (ratio - 1).abs().max()

@@ -1,4 +1,4 @@
-"""The solution of the capstone, which loads transformers. It is checked like a student's."""
+"""The capstone's solution, which loads transformers. It is checked like a student's."""
 
 import torch
 from torch import nn
@@ -13,12 +13,12 @@ def ppo_update(
 ) -> None:
     """One PPO update at the token level, each epoch with the whole rollout as its minibatch.
 
-    What the rollout measured is fixed: rewards, advantages and returns are computed once.
+    The rollout's measurements are fixed: rewards, advantages and returns are computed once.
     """
     mask, values = rollout.mask, rollout.values
     rewards = shape_rewards(rollout.scores, rollout.kl, mask, kl_coef=config.kl_coef)
     advantages = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
-    returns = advantages + values  # raw: whitening comes after
+    returns = advantages + values  # not whitened: whitening comes next
     advantages = whiten(advantages, mask)
     for _ in range(config.epochs):
         loss, _ = ppo_loss(policy, rollout, advantages, returns, config)

@@ -1,1 +1,1 @@
-"""What the course itself needs: its demo."""
+"""The course's demo."""

@@ -19,8 +19,8 @@ from minippo.scores import Score, load_score
 from minippo.trainer import PPOTrainer
 from minippo.worlds import reviews as world
 
-STEPS = 18  # of the demo
-# lam = 1 is Monte Carlo: the value head of so small a model is too weak to bootstrap from.
+STEPS = 18  # PPO steps in the demo
+# lam = 1 is Monte Carlo: so small a model's value head is too weak to bootstrap from.
 DEMO = PPOConfig(lam=1.0, total_steps=STEPS)
 
 
@@ -33,7 +33,7 @@ def examine(
     *,
     per_prompt: int = 7,
 ) -> tuple[list[tuple[str, str]], dict[str, float]]:
-    """Answers to the held-out prompts, always with the same random numbers, and their figures."""
+    """Answer the held-out prompts with fixed random numbers; return the texts and statistics."""
     prompts = [prompt for prompt in world.PROMPTS_HELD_OUT for _ in range(per_prompt)]
     uniforms = torch.rand(len(prompts), 40, generator=torch.Generator().manual_seed(0))
     ids, mask = encode_prompts(tokenizer, prompts)
@@ -58,7 +58,7 @@ def examine(
 
 
 def demo(seed: int, output: Path) -> int:
-    """Train the shipped model, print before and after, draw the run; the exit code."""
+    """Train the shipped model, print before and after, plot the run; return the exit code."""
     quiet()
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     reference = frozen_copy(policy)

@@ -1,1 +1,1 @@
-"""Grading: files of functions, homework with other conventions, and a diagnosis of bugs."""
+"""Grading: files of functions, homework with different conventions, and bug diagnosis."""

@@ -1,8 +1,8 @@
-"""Broken PPO runs to diagnose: a tiny task, six bugs, three of them drawn for each student.
+"""Broken PPO runs to diagnose: a tiny task and six bugs, three of them drawn per student.
 
-The task: of four prompts, each answered in up to eight tokens out of five, one token is paid for.
-The policy is a table, so a run takes a third of a second and its curves show the bug and little
-else.
+The task: four prompts, a vocabulary of five tokens, up to eight tokens per response; one token
+earns reward. The policy is a table, so a run takes a third of a second and its curves show little
+but the bug.
 """
 
 import random
@@ -38,27 +38,27 @@ BUGS = (
 
 
 def suspect(bug: str) -> Update:
-    """A `ppo_update` with this bug, to experiment with."""
+    """Return a `ppo_update` with this bug, to experiment with."""
     if bug not in BUGS:
         fail("suspect", "bug", f"be one of {', '.join(BUGS)}", repr(bug))
     return CATALOGUE["ppo_update"].version([bug])
 
 
 def drawn(student: str) -> list[str]:
-    """The three bugs of a student, in the order of the runs."""
+    """Return a student's three bugs, in the order of the runs."""
     return random.Random(f"diagnosis {student}").sample(BUGS, 3)
 
 
 def broken_runs(student: str) -> list[list[dict[str, float]]]:
-    """The curves of a student's three runs."""
+    """Return the curves of a student's three runs."""
     return [toy_run(suspect(bug), seed=i) for i, bug in enumerate(drawn(student))]
 
 
 def toy_run(update: Update, *, seed: int = 0, steps: int = 30) -> list[dict[str, float]]:
-    """Train the table with `update(policy, optimizer, rollout, config)`; the curves.
+    """Train the table with `update(policy, optimizer, rollout, config)` and return the curves.
 
     Each step has score, kl and entropy (nats), length (tokens), value_loss and
-    explained_variance, all measured here and not by the update.
+    explained_variance, all measured here, not by the update.
     """
     generator = torch.Generator().manual_seed(seed)
     first = 0.5 * torch.randn(PROMPTS, TIME, VOCAB, generator=generator)
@@ -84,7 +84,7 @@ def _rollout(
     log_probs, ref_log_probs = (
         where(mask, token_log_probs(z, ids), 0.0) for z in (logits, first[rows])
     )
-    # Twice the share of the paid token: a score between 0 and 2, whatever the length.
+    # Twice the share of the rewarded token: a score between 0 and 2 at any length.
     scores = 2 * ((ids == PAID) & mask).sum(1) / mask.sum(1)
     kl, values = log_probs - ref_log_probs, where(mask, values, 0.0)
     rewards = shape_rewards(scores, kl, mask, kl_coef=CONFIG.kl_coef)
@@ -108,9 +108,9 @@ def _rollout(
 def figure(
     runs: Sequence[Sequence[dict[str, float]]], healthy: Sequence[dict[str, float]]
 ) -> Figure:
-    """One column of curves for each run, with a healthy run in grey behind it.
+    """Plot one column of curves per run, with a healthy run in grey behind it.
 
-    What to see: which curve leaves the healthy one first, in which direction, and which does not.
+    What to see: which curve leaves the healthy one first, in which direction, and which do not.
     """
     names = {
         "score": ("score", "reward"),

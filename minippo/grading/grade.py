@@ -1,12 +1,13 @@
 """Grade files of functions: `python -m minippo grade my_ppo.py`, or a folder of them.
 
-The file runs in a process of its own, with limits of time, memory and file size; it gets inputs
-and gives numbers back. The seed of the inputs and the verdict stay here: what a file does to its
-process costs its own points alone.
+The file runs in a separate process with limits on time, memory and file size; it gets inputs and
+returns numbers. The seed of the inputs and the verdict stay here: whatever a file does to its own
+process costs only its own points.
 
 What this does not protect from: the process has your rights. A file can read, change and delete
-what you can, use the network, end your other processes, and start some that live on. And minippo
-is the answer key, which lies on the disk for who looks for it (`homework` draws other conventions).
+whatever you can, use the network, kill your other processes, and start some that live on. And
+minippo is the answer key: anyone who looks will find it on the disk (`homework` draws different
+conventions).
 Grade the files of people whom you do not trust as another user, in a container without a network.
 """
 
@@ -35,20 +36,20 @@ from minippo.checks.engine.cases import Case
 from minippo.checks.engine.observe import Observation
 from minippo.checks.engine.variant import variant
 
-START = 60.0  # seconds until a file is imported
-EACH = 20.0  # seconds for one function
-MOST = 2**24  # characters that a file may send back; an honest one sends a fortieth
+START = 60.0  # seconds to import a file
+EACH = 20.0  # seconds per function
+MOST = 2**24  # characters a file may send back; an honest one sends a fortieth of that
 SEED = "grading"
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What one file got.
+    """One file's results.
 
     Attributes:
-        file: the student's.
-        results: one for each function that was asked for, in order.
-        seconds: how long it took.
+        file: The student's file.
+        results: One result per requested function, in order.
+        seconds: Grading time.
     """
 
     file: Path
@@ -57,12 +58,12 @@ class Grade:
 
     @property
     def score(self) -> int:
-        """One point for each function that passes."""
+        """One point per function that passes."""
         return sum(result.passed for result in self.results)
 
     @property
     def passed(self) -> bool:
-        """Everything that was asked for is right, and something was."""
+        """True if at least one function was requested and all requested functions are right."""
         return bool(self.results) and self.score == len(self.results)
 
     def __str__(self) -> str:
@@ -74,13 +75,13 @@ class Grade:
         return "\n".join(lines)
 
     def details(self) -> str:
-        """The whole message of each function that did not pass."""
+        """The full message for each function that did not pass."""
         more = [r for r in self.results if r.mistakes or r.lines or "\n" in r.headline]
         return "\n\n".join(str(r) for r in more if not r.passed)
 
 
 def find_functions(path: Path) -> dict[str, str]:
-    """Name of a check -> name in the file (`gae` or `my_gae`), without running the file."""
+    """Map check names to names in the file (`gae` or `my_gae`), without running the file."""
     body = _parsed(path)
     if isinstance(body, str):
         return {}
@@ -96,8 +97,8 @@ def grade(
 ) -> Grade:
     """Grade one file.
 
-    The tasks are asked for, or those of a key (see `homework`): each that is missing costs its
-    point. Without both, whatever the file holds is graded.
+    Tasks come from `tasks` or a key (see `homework`); each missing one costs its point. Without
+    either, every known function in the file is graded.
     """
     start = time.monotonic()
     if unknown := [name for name in tasks if name not in CHECKS]:
@@ -131,7 +132,7 @@ def _check(name: str, key: Mapping[str, Any] | None) -> Check:
 
 
 def _parsed(path: Path) -> list[ast.stmt] | str:
-    """The file's statements, without running it; or why it cannot be read."""
+    """Return the file's statements without running it, or why it cannot be read."""
     try:
         return ast.parse(path.read_text(encoding="utf-8"), filename=path.name).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -139,7 +140,7 @@ def _parsed(path: Path) -> list[ast.stmt] | str:
 
 
 def _verdict(check: Check, cases: Sequence[Case], answer: Mapping[str, Any]) -> Result:
-    """Judge what the other process has seen. It may have been tampered with: trust no shape."""
+    """Judge what the worker observed. It may have been tampered with: trust no shape."""
     if "problem" in answer:
         return Result(check.name, False, str(answer["problem"])[:2000])
     try:
@@ -153,13 +154,13 @@ def _verdict(check: Check, cases: Sequence[Case], answer: Mapping[str, Any]) -> 
         return Result(check.name, False, f"not yet. What came back cannot be read: {error!r:.200}.")
 
 
-# ---- the other process -----------------------------------------------------------------------
+# ---- the worker process ----------------------------------------------------------------------
 
 
 def _answers(
     path: Path, todo: Mapping[str, str], cases: Mapping[str, Sequence[Case]]
 ) -> Iterator[dict[str, Any]]:
-    """One answer for each function; a process that dies or hangs is replaced for the others."""
+    """Yield one answer per function; replace a process that dies or hangs before the rest."""
     left = dict(todo)
     while left:
         now = ""
@@ -174,7 +175,7 @@ def _answers(
                 del left[now]
                 yield message
                 now = ""
-        if left:  # it ended too early: blame the function that ran, or the file
+        if left:  # it ended early: blame the function that was running, or the file
             blamed = [now] if now in left else list(left)
             for name in blamed:
                 del left[name]
@@ -226,7 +227,7 @@ def _messages(lines: "queue.Queue[str]", seconds: float) -> Iterator[dict[str, A
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
-            return  # the pipe is the worker's own: somebody meddles with it
+            return  # only the worker writes to this pipe: it was tampered with
         if not isinstance(message, dict):
             return
         yield message
@@ -239,7 +240,7 @@ def _feed(process: "subprocess.Popen[str]", work: str) -> None:
         with process.stdin as pipe:
             pipe.write(work)
     except OSError:
-        pass  # it ended before it had read everything
+        pass  # it ended before reading everything
 
 
 def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
@@ -253,14 +254,14 @@ def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Where minippo is, and no network; one thread, so that files can be graded side by side."""
+    """Path to minippo, offline mode, and one thread so that files can be graded in parallel."""
     root = str(Path(__file__).parents[1])
     found = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "SYSTEMROOT", "LANG")}
     return found | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def _kill(process: "subprocess.Popen[str]") -> None:
-    """The worker and whatever it started."""
+    """Kill the worker and everything it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (AttributeError, ProcessLookupError, PermissionError):
@@ -272,7 +273,7 @@ def _kill(process: "subprocess.Popen[str]") -> None:
 
 
 def _names(grades: Sequence[Grade]) -> list[str]:
-    """The files, from the folder that holds them all: two students' files may have one name."""
+    """File names relative to their common folder: two students' files may share a name."""
     if not grades:
         return []
     root = os.path.commonpath([g.file.resolve().parent for g in grades])
@@ -280,7 +281,7 @@ def _names(grades: Sequence[Grade]) -> list[str]:
 
 
 def gradescope(grades: Sequence[Grade]) -> dict[str, Any]:
-    """The fields that Gradescope reads from results.json; for several files, all their tests."""
+    """Return the fields Gradescope reads from results.json; several files pool their tests."""
     names = _names(grades)
     return {
         "score": sum(g.score for g in grades),
@@ -305,7 +306,7 @@ def gradescope(grades: Sequence[Grade]) -> dict[str, Any]:
 
 
 def junit(grades: Sequence[Grade]) -> str:
-    """The same as JUnit's XML, one suite a file."""
+    """Return the results as JUnit XML, one suite per file."""
     root = ElementTree.Element("testsuites")
     for name, g in zip(_names(grades), grades, strict=True):
         suite = ElementTree.SubElement(
@@ -320,7 +321,7 @@ def junit(grades: Sequence[Grade]) -> str:
 
 
 def summary(grades: Sequence[Grade]) -> str:
-    """How often each mistake was made."""
+    """Count how often each mistake was made."""
     counts = Counter(f"{r.name}: {r.mistake}" for g in grades for r in g.results if r.mistake)
     lines = [
         f"{name:24} {g.score} of {len(g.results)}"
@@ -335,7 +336,7 @@ def _often(item: tuple[str, int]) -> tuple[int, str]:
 
 
 def main(options: argparse.Namespace) -> int:
-    """`minippo grade`, whose options `minippo.cli` lists; 0 only if everything passes."""
+    """Run `minippo grade` (options in `minippo.cli`); return 0 only if everything passes."""
     if not options.path.exists():
         fail("grade", "path", "be a file or a folder", options.path)
     folder = options.path.is_dir()

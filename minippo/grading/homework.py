@@ -1,8 +1,8 @@
 """Draw a homework: `python -m minippo homework --seed 2027A --out DIR`.
 
-minippo's own functions are public, so a homework asks for them with another convention, drawn
-from those of the catalogue. The drawn convention is the specification; the package's own version
-and last year's answer are mistakes that the grader knows by name.
+minippo's functions are public, so a homework asks for the same functions with a different
+convention, drawn from the catalogue. The drawn convention is the specification; the package's own
+version and last year's answer are mistakes that the grader knows by name.
 """
 
 import argparse
@@ -19,19 +19,19 @@ from minippo.checks.mistakes import CATALOGUE
 
 README = """# Homework {seed}
 
-Write the functions in `my_ppo.py`. They are those of the course, but where a docstring says
-**Here**, that convention counts, and not the one of minippo.
+Write the functions in `my_ppo.py`. They are the course's, but where a docstring says **Here**,
+use that convention instead of minippo's.
 
 Inputs and shapes are those of the lessons; True in a mask is a real token; half precision is
-turned into float32; junk (also NaN) under a mask changes nothing. You may use everything of
-minippo but the functions that you are asked to write.
+converted to float32; junk (including NaN) under a mask changes nothing. You may use all of minippo
+except the functions you are asked to write.
 """
 
 
 def draw(seed: str, tasks: Sequence[str], previous: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Task -> the flags that are asked for: one of the conventions, or none where there is none.
+    """Map each task to its required flags: one convention, or none if the task has none.
 
-    What an earlier draw asked for comes again only where there is no other.
+    A convention from an earlier draw is reused only if no other is left.
     """
     if unknown := [name for name in tasks if name not in CHECKS]:
         fail("homework", "tasks", f"be among {', '.join(CHECKS)}", ", ".join(unknown))
@@ -45,7 +45,7 @@ def draw(seed: str, tasks: Sequence[str], previous: Sequence[str] = ()) -> dict[
 
 
 def write(folder: Path, seed: str, tasks: Sequence[str], previous: Sequence[str] = ()) -> None:
-    """my_ppo.py and README.md for students, key.json for the instructor."""
+    """Write my_ppo.py and README.md for students and key.json for the instructor."""
     key = {
         "seed": seed,
         "tasks": draw(seed, tasks, previous),
@@ -62,7 +62,7 @@ def write(folder: Path, seed: str, tasks: Sequence[str], previous: Sequence[str]
 
 
 def stub(name: str, flags: Sequence[str]) -> str:
-    """A function to fill in: its signature, what goes in, and which convention counts here."""
+    """Return a function to fill in: its signature, argument shapes and required convention."""
     reference: Callable[..., Any] = CHECKS[name].reference
     first = (inspect.getdoc(reference) or "").split("\n\n")[0]
     asked = [CATALOGUE[name][flag].convention for flag in flags]
@@ -80,7 +80,7 @@ def stub(name: str, flags: Sequence[str]) -> str:
 
 
 def _plain(parameters: Mapping[str, inspect.Parameter]) -> str:
-    """The signature without annotations."""
+    """Return the signature without annotations."""
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters.values()]
     return str(inspect.Signature(bare))[1:-1]
 
@@ -94,7 +94,7 @@ def _class_stub(name: str, text: str, parameters: Mapping[str, inspect.Parameter
 
 
 def main(options: argparse.Namespace) -> int:
-    """`minippo homework`, whose options `minippo.cli` lists."""
+    """Run `minippo homework`; `minippo.cli` defines its options."""
     write(options.out, options.seed, options.tasks or list(CHECKS), options.previous)
     print(f"{options.out}: my_ppo.py and README.md for students, key.json for you")
     return 0

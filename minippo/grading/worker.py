@@ -1,9 +1,9 @@
 """The process in which a student's file runs: `python -m minippo.grading.worker`.
 
-It reads the work from stdin as JSON, calls the student's functions and writes what they did, as
-plain numbers, one line a function. It knows neither what is right nor the seed. minippo is the
-answer key: while a function of the student is called, minippo's own version of it raises an error.
-The others work, since a right `ppo_update` may well call minippo's `ppo_loss`.
+It reads the work from stdin as JSON, calls the student's functions and writes their results as
+plain numbers, one line per function. It knows neither the right answers nor the seed. minippo is
+the answer key, so while a student's function runs, minippo's own version of it raises an error.
+The others work, since a correct `ppo_update` may call minippo's `ppo_loss`.
 """
 
 import importlib
@@ -23,11 +23,11 @@ from minippo.checks.engine.observe import at_their_line
 
 KEYS = ("minippo.checks.definitions", "minippo.checks.mistakes", "minippo.checks")
 MEMORY = 8 * 2**30  # bytes of address space; torch alone takes about 3
-LARGEST = 2**26  # bytes of a file that it may write
+LARGEST = 2**26  # bytes per file that it may write
 
 
 def main() -> None:
-    """Read the work, take out the answers, import the file, call its functions."""
+    """Read the work, block the answers, import the file, call its functions."""
     work = json.load(sys.stdin)
     results = _private_stdout()
     _limit(work["seconds"])
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _seen(check: Check, function: Any, cases: Sequence[Case]) -> dict[str, Any]:
-    """What the function does on each case that its signature can take."""
+    """Run the function on each case that its signature accepts."""
     try:
         if problem := check.signature_problem(function):
             return {"name": check.name, "problem": problem}
@@ -56,12 +56,12 @@ def _seen(check: Check, function: Any, cases: Sequence[Case]) -> dict[str, Any]:
         asked = [c for c in cases if not any(name in c.inputs for name in left_out)]
         seen = [asdict(check.observe(function, case)) for case in asked]
         return {"name": check.name, "left_out": left_out, "seen": seen}
-    except BaseException as error:  # SystemExit, and what a patched torch may do
+    except BaseException as error:  # SystemExit, or anything a patched torch raises
         return {"name": check.name, "problem": f"not yet. {at_their_line(error)}"}
 
 
 def _private_stdout() -> TextIO:
-    """Results keep the pipe; whatever the student's code prints goes nowhere."""
+    """Keep the pipe for results; discard whatever the student's code prints."""
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
@@ -77,14 +77,14 @@ def _say(results: TextIO, message: dict[str, Any]) -> None:
 def _limit(seconds: int) -> None:
     try:
         import resource
-    except ImportError:  # not on Windows; the parent's clock still runs
+    except ImportError:  # not on Windows; the parent's timeout still applies
         return
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))
 
 
-_asked: list[str] = []  # the function that is called now
+_asked: list[str] = []  # the function being called
 
 
 def _take_out(name: str, answer: Callable[..., Any]) -> None:
@@ -100,7 +100,7 @@ def _take_out(name: str, answer: Callable[..., Any]) -> None:
 
 
 class _NoKeys:
-    """An importer that refuses the modules which hold the answers."""
+    """An importer that refuses the modules that hold the answers."""
 
     def find_spec(self, name: str, *_: object) -> None:
         if name.startswith(KEYS):

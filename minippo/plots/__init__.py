@@ -1,8 +1,8 @@
 """Pictures: numbers in, matplotlib figures out; nothing here calls `plt.show()`.
 
-Each picture is one function, usable by itself; `show` puts it into a notebook with its text. Where
-a name has a `_panels` twin, that shows several settings side by side, for readers without a kernel;
-`widgets` has an explorer of the same name.
+Each picture is one function, usable on its own; `show` puts it into a notebook with its text. A
+`_panels` twin shows several settings side by side for readers without a kernel; `widgets` has an
+explorer of the same name.
 """
 
 from minippo.plots._base import COLOURS, STYLES, Picture, Shown, png, show, tidy

@@ -1,7 +1,7 @@
-"""What all pictures share: colours, a small PNG with its text, and redrawing what moves alone.
+"""What all pictures share: colours, a small PNG with its text, and redrawing only what moves.
 
-One colour a symbol throughout the course, from the palette of Okabe and Ito, which readers with
-any kind of colour vision can tell apart; line style or marker says it too.
+One colour per symbol throughout the course, from the palette of Okabe and Ito, which readers with
+any kind of colour vision can tell apart; line style or marker also tells them apart.
 """
 
 import base64
@@ -44,7 +44,7 @@ STYLES = {
 class Shown:
     """A picture for a notebook: a PNG whose alt text is the plain text that tests compare.
 
-    It is stored as lossless WebP, which is a third smaller: notebooks are most of a clone's text.
+    It is stored as lossless WebP, a third smaller: notebooks are most of a clone's text.
     """
 
     def __init__(self, png: bytes, alt: str, caption: str) -> None:
@@ -63,10 +63,10 @@ class Shown:
 
 
 def png(figure: Figure, *, colours: int = 16) -> bytes:
-    """The figure as a PNG with a small palette: about 12 KB where 16 million colours take 40.
+    """Render the figure as a PNG with a small palette: 12 KB instead of 40 in full colour.
 
-    The palette is the figure's own commonest colours, no two nearly alike, so that a symbol keeps
-    its colour to the bit.
+    The palette is the figure's commonest colours, no two of them similar, so that a symbol keeps
+    its exact colour.
     """
     raw, small = io.BytesIO(), io.BytesIO()
     figure.savefig(raw, format="png", dpi=100)
@@ -84,16 +84,16 @@ def png(figure: Figure, *, colours: int = 16) -> bytes:
 
 
 def show(figure: Figure, *, alt: str, caption: str) -> Shown:
-    """The last line of a notebook's cell: the figure, what it shows (alt) and what it says."""
+    """Show the figure, as a cell's last line, with alternative text (alt) and caption."""
     return Shown(png(figure), alt, caption)
 
 
 class Picture(ABC):
-    """A figure whose moving parts are redrawn alone, for a widget that follows a slider.
+    """A figure that redraws only its moving parts, for a widget that follows a slider.
 
-    Axes, labels and limits are drawn once. A subclass makes its artists in `__init__` and hands
-    over those that move; `move` gives them new data and returns one sentence with the numbers,
-    which says in words what the picture shows.
+    Axes, labels and limits are drawn once. A subclass makes its artists in `__init__` and passes on
+    those that move; `move` gives them new data and returns one sentence that says in words and
+    numbers what the picture shows.
     """
 
     def __init__(self, figure: Figure, moving: Sequence[Artist]) -> None:
@@ -103,10 +103,10 @@ class Picture(ABC):
 
     @abstractmethod
     def move(self) -> str:
-        """Show the settings that a subclass takes as keywords; the sentence that says so."""
+        """Show the settings, a subclass's keywords, and return the sentence that describes them."""
 
     def png(self) -> bytes:
-        """The picture as it is now. The fixed parts come from a copy that is kept."""
+        """Render the picture as it is now, with the fixed parts from a cached copy."""
         if self._background is None:
             for artist in self._moving:
                 artist.set_animated(True)
@@ -126,7 +126,7 @@ class Picture(ABC):
 
 
 def tidy(axes: Any, *, x: str = "", y: str = "") -> None:
-    """Labels with units, a light grid, and no box."""
+    """Set labels with units, a light grid and no box."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
@@ -135,7 +135,7 @@ def tidy(axes: Any, *, x: str = "", y: str = "") -> None:
 
 
 def drawable(text: str) -> str:
-    """What a model wrote, with a mark where the font has no sign: matplotlib would warn of it."""
+    """Replace characters missing from the font, about which matplotlib would warn."""
     return "".join(sign if ord(sign) in _signs() else "\ufffd" for sign in text)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what one can do instead of PPO: DPO's pull, and numbers of several methods."""
+"""Pictures of the alternatives to PPO: DPO's pull, and several methods' numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,9 +16,9 @@ HATCHES = ("", "//", "..", "xx", "--", "++", "oo", "**")
 
 
 def preference_loss() -> Figure:
-    """The loss of a pair over its margin, for reward models and for DPO, and how hard it pulls.
+    """Plot a pair's loss and pull against its margin, for reward models and for DPO.
 
-    What to see: a pair that is right by far hardly pulls; a wrong one pulls with all its weight.
+    What to see: a clearly right pair hardly pulls; a wrong one pulls with all its weight.
     """
     margins = torch.linspace(-4, 4, 161, requires_grad=True)
     losses = bradley_terry_loss(margins, torch.zeros(161))
@@ -34,7 +34,7 @@ def preference_loss() -> Figure:
 
 
 def grouped_bars(series: Mapping[str, Sequence[float]], names: Sequence[str], *, y: str) -> Figure:
-    """Bars side by side: one group for each name, in it one bar for each of the series."""
+    """Plot bars side by side: one group per name, with one bar per series."""
     sizes = {name: len(values) for name, values in series.items()}
     if not 1 <= len(series) <= len(LOOKS) or set(sizes.values()) != {len(names)}:
         must = f"be 1 to {len(LOOKS)} series of {len(names)} numbers, one for each name"

@@ -1,4 +1,4 @@
-"""The bug zoo: runs with a mistake in them, before the range of healthy runs."""
+"""The bug zoo: runs with a bug, drawn against the range of healthy runs."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from minippo.plots._base import COLOURS, STYLES, Picture, tidy
 
 Rows = Sequence[Mapping[str, Any]]
 HEALTHY, UNDECIDED = "healthy", "not yet"
-TAIL = 3  # steps whose mean counts as where a curve ended
-SAME = 1e-3  # less apart than this is not apart
+TAIL = 3  # the mean of this many last steps is where a curve ended
+SAME = 1e-3  # a smaller gap does not count
 BAND = "#dddddd"
-# Statistic -> title, the symbol whose colour and line it has, and whether its axis is logarithmic.
+# Statistic -> title, the symbol that gives its colour and line, whether its axis is logarithmic.
 CURVES = {
     "score": ("score", "reward", False),
     "kl": ("KL to reference\n(nats/response)", "kl", True),
@@ -32,11 +32,11 @@ DARK = {"reference": "#555555"}  # on a grey band
 
 @dataclass(frozen=True)
 class Symptom:
-    """A curve that tells a bug's runs from the healthy ones, by where it ended.
+    """A curve whose end separates a bug's runs from the healthy ones.
 
     Attributes:
-        mean, low, high: of the bug's seeds.
-        healthy_low, healthy_high: of the healthy seeds.
+        mean, low, high: Mean and range of the bug's seeds.
+        healthy_low, healthy_high: Range of the healthy seeds.
     """
 
     mean: float
@@ -47,10 +47,10 @@ class Symptom:
 
 
 def symptoms(rows: Rows, bug: str, *, control: str = HEALTHY) -> dict[str, Symptom]:
-    """The curves that end outside the healthy runs' range with *every* seed of a bug.
+    """Find the curves that end outside the healthy runs' range with *every* seed of a bug.
 
-    Where a curve ended is its mean over the last three steps. Five runs and five others part by
-    chance in 2 of 252 cases a curve. `control`: the runs that count as healthy, where a bug is in
+    A curve's end is its mean over the last three steps. Two sets of five runs separate by chance
+    in 2 of 252 cases per curve. `control`: the runs that count as healthy if a bug is in
     something that the others do not have.
     """
     found = {}
@@ -64,10 +64,10 @@ def symptoms(rows: Rows, bug: str, *, control: str = HEALTHY) -> dict[str, Sympt
 
 
 class BugCurves(Picture):
-    """Eight curves of a run whose bug is to be guessed, each before the healthy runs' range."""
+    """Eight curves of a run whose bug is to be guessed, against the healthy runs' range."""
 
     def __init__(self, rows: Rows, explains: Mapping[str, str]) -> None:
-        """`rows` of the study of bugs; `explains`: for each bug to guess, what gives it away."""
+        """`rows` of the study of bugs; `explains`: bug to guess -> what gives it away."""
         if not explains:
             fail("BugCurves", "explains", "name at least one bug", "none")
         order = random.Random(0).sample(sorted(explains), len(explains))
@@ -86,7 +86,7 @@ class BugCurves(Picture):
         super().__init__(figure, list(self._lines.values()))
 
     def move(self, *, run: str = "A", seed: int = 0, guess: str = UNDECIDED) -> str:
-        """Show a mystery run of a seed, and judge a guess."""
+        """Show a mystery run of a seed and judge a guess."""
         bug = self.letters[run]
         shown = self._runs[bug][seed]
         outside = []
@@ -107,7 +107,7 @@ class BugCurves(Picture):
 
 
 def bug_curves(rows: Rows, bug: str, *, seed: int = 0) -> Figure:
-    """Eight curves of one run with a bug, each before the range of the healthy runs (grey).
+    """Plot eight curves of one run with a bug against the range of the healthy runs (grey).
 
     What to see: which curves leave the grey, and that the score may stay in it.
     """
@@ -122,9 +122,9 @@ def bug_curves_panels(
     *,
     curves: Sequence[str] = ("score", "kl", "clip_fraction", "first_ratio_error"),
 ) -> Figure:
-    """All seeds of several bugs, a column each, before the range of the healthy runs (grey).
+    """Plot all seeds of several bugs, one column per bug, against the healthy range (grey).
 
-    What to see: a symptom is what all seeds of a bug have, and no healthy run.
+    What to see: a symptom is what all seeds of a bug show and no healthy run does.
     """
     if not bugs:
         fail("bug_curves_panels", "bugs", "hold at least one bug", "none")
@@ -149,7 +149,7 @@ def bug_curves_panels(
 
 
 def _prepare(axes: Any, name: str, healthy: Sequence[Any], seen: Sequence[Any]) -> None:
-    """The band of the healthy runs, and limits that hold all runs."""
+    """Draw the band of the healthy runs, with limits that fit all runs."""
     title, _, logarithmic = CURVES[name]
     tidy(axes)
     axes.set_title(title, fontsize=10)
@@ -157,7 +157,7 @@ def _prepare(axes: Any, name: str, healthy: Sequence[Any], seen: Sequence[Any]) 
     steps = np.arange(1, values.shape[1] + 1)
     axes.fill_between(steps, values.min(0), values.max(0), color=BAND, lw=0, zorder=1)
     for edge in (values.min(0), values.max(0)):
-        axes.plot(steps, edge, color=BAND, lw=2.5, zorder=1)  # a band of no width is seen, too
+        axes.plot(steps, edge, color=BAND, lw=2.5, zorder=1)  # makes a band of zero width visible
     every = np.concatenate([values.ravel(), *(_numbers(run, name) for run in seen)])
     if logarithmic:
         axes.set_yscale("symlog", linthresh=0.1)
@@ -190,13 +190,13 @@ def _runs(rows: Rows, bug: str) -> list[Mapping[str, Any]]:
 
 
 def _numbers(run: Mapping[str, Any], name: str) -> Any:
-    """A curve; what was not finite is a gap."""
+    """Return a curve; non-finite numbers become gaps."""
     values = run[name] if isinstance(run[name], list) else [run[name]]
     return np.array([np.nan if x is None else x for x in values], float)
 
 
 def _end(run: Mapping[str, Any], name: str) -> float:
-    """The mean of a curve's last steps; a single number stands for itself."""
+    """Mean of a curve's last steps; a single number is its own mean."""
     values = _numbers(run, name)[-TAIL:]
     return float(np.nanmean(values)) + 0.0
 
@@ -206,7 +206,7 @@ def _ends(runs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
 
 
 def bug_scores(rows: Rows, bugs: Sequence[str]) -> Figure:
-    """Where each seed of each bug ended: the score in training, and gold on held-out prompts.
+    """Plot where each seed of each bug ended: training score and gold on held-out prompts.
 
     Grey: the range of the healthy runs. What to see: a score in the grey is no sign of health.
     """
@@ -231,11 +231,11 @@ def bug_scores(rows: Rows, bugs: Sequence[str]) -> Figure:
 def symptom_table(
     rows: Rows, bugs: Sequence[str], *, controls: Mapping[str, str] | None = None
 ) -> Figure:
-    """Bugs and curves: a triangle where all seeds end above, or below, all healthy runs.
+    """Plot bugs by curves: a triangle where all seeds end above, or below, all healthy runs.
 
-    `controls`: bug -> the runs that count as healthy for it, where it has its own.
+    `controls`: bug -> the runs that count as healthy for it, if it has its own.
 
-    What to see: how few bugs the score tells, and which rows are empty.
+    What to see: how few bugs the score reveals, and which rows are empty.
     """
     figure = Figure(figsize=(9, 1.3 + 0.28 * len(bugs)), layout="constrained")
     axes, names = figure.subplots(), list(CURVES)
@@ -255,9 +255,9 @@ def symptom_table(
 
 
 def logged_and_true_kl(rows: Rows, cases: Mapping[str, str]) -> Figure:
-    """Title -> case of the study: the logged KL and the KL to the first policy, seed by seed.
+    """Plot the logged KL and the KL to the initial policy per seed; `cases`: title -> case.
 
-    What to see: where the reference is renewed, what is logged forgets the way so far.
+    What to see: if the reference is renewed, the logged KL forgets the distance covered so far.
     """
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     grid = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""Pictures of the clip: six regions, two of them flat; and of the penalty in its place."""
+"""Pictures of the clip, with six regions, two of them flat, and of the penalty instead."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ FLAT = "#DDDDDD"
 
 
 def objective(ratios: Tensor, advantage: float, epsilon: float) -> tuple[Tensor, Tensor]:
-    """PPO-Clip's objective and its slope in the ratio, by autograd of the loss itself."""
+    """PPO-Clip's objective and its slope in the ratio, by autograd from the loss itself."""
     ratios = ratios.clone().requires_grad_()
     value = -clipped_surrogate(ratios, torch.full_like(ratios, advantage), epsilon)
     (slope,) = torch.autograd.grad(value.sum(), ratios)
@@ -22,7 +22,7 @@ def objective(ratios: Tensor, advantage: float, epsilon: float) -> tuple[Tensor,
 
 
 def penalised(ratios: Tensor, advantage: float, coef: float) -> tuple[Tensor, Tensor]:
-    """PPO-Penalty's objective and slope. The KL of a single token: k3(old, new), as in training."""
+    """PPO-Penalty's objective and slope, with a single token's KL: k3(old, new), as in training."""
     ratios = ratios.clone().requires_grad_()
     kl = kl_k3(torch.zeros_like(ratios), ratios.log())
     value = -penalty_surrogate(ratios, torch.full_like(ratios, advantage), kl, coef=coef)
@@ -72,7 +72,7 @@ class Clipping(Picture):
         return part
 
     def move(self, *, epsilon: float = 0.2, advantage: float = 1.0, ratio: float = 1.35) -> str:
-        """Show the band, the size of the advantage, and one token's ratio."""
+        """Show the band, the advantage's size and one token's ratio."""
         size = abs(advantage) or 1.0
         for part, sign in zip(self._parts, (1.0, -1.0), strict=True):
             self._draw(part, sign * size, epsilon)
@@ -122,11 +122,11 @@ def clipping(
     ratio: float = 1.35,
     tokens: tuple[Tensor, Tensor] | None = None,
 ) -> Figure:
-    """PPO-Clip's objective and slope against the ratio, and one token on them.
+    """Plot PPO-Clip's objective and slope against the ratio, and one token on them.
 
     What to see: of the six regions (below, inside and above the band, for either sign of A) two
     are flat: above the band for A > 0, and below it for A < 0. Everywhere else there is a slope,
-    also outside the band on the way back to it. `tokens` are the ratios and advantages of real
+    even outside the band on the way back to it. `tokens` are the ratios and advantages of real
     tokens, drawn as ticks on the curve.
     """
     picture = Clipping(*(tokens or (None, None)))
@@ -135,10 +135,10 @@ def clipping(
 
 
 def clipping_panels(epsilons: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4)) -> Figure:
-    """The objective for several epsilons side by side, A = +1 and A = -1.
+    """Plot the objective for several epsilons side by side, A = +1 and A = -1.
 
-    What to see: epsilon moves the corner, and not the slope on the way there. At 0 only steps
-    back are learned from.
+    What to see: epsilon moves the corner, not the slope on the way there. At 0 only tokens on
+    their way back are learned from.
     """
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     for axes, epsilon in zip(figure.subplots(1, len(epsilons), sharey=True), epsilons, strict=True):
@@ -173,7 +173,7 @@ class ClipOrPenalty(Picture):
         super().__init__(figure, [line for lines in self._lines.values() for line in lines])
 
     def move(self, *, epsilon: float = 0.2, coef: float = 1.0, advantage: float = 1.0) -> str:
-        """Show both for this band, this coefficient and this advantage."""
+        """Show both for this band, coefficient and advantage."""
         ratios = RATIOS[1:]  # at 0 the KL of the penalty is infinite
         curves = {
             "PPO-Clip": objective(ratios, advantage, epsilon),
@@ -192,12 +192,12 @@ class ClipOrPenalty(Picture):
 
 
 def clip_or_penalty(*, epsilon: float = 0.2, coef: float = 1.0, advantage: float = 1.0) -> Figure:
-    """PPO-Clip and PPO-Penalty (Schulman et al. 2017, eq. 7 and 8) on the same axis.
+    """Plot PPO-Clip and PPO-Penalty (Schulman et al. 2017, eq. 7 and 8) on the same axis.
 
     The penalty's KL is that of a single sampled token, k3(old, new) = ratio - 1 - log(ratio), as
     the trainer estimates it. What to see: the clip is linear and then flat; the penalty bends
-    smoothly. Its best ratio for A > 0 is coef / (coef - A); with coef <= A there is none, and
-    nothing but the size of the step ends the climb.
+    smoothly. Its best ratio for A > 0 is coef / (coef - A); with coef <= A there is none, and only
+    the step size ends the climb.
     """
     picture = ClipOrPenalty()
     picture.move(epsilon=epsilon, coef=coef, advantage=advantage)
@@ -205,10 +205,10 @@ def clip_or_penalty(*, epsilon: float = 0.2, coef: float = 1.0, advantage: float
 
 
 def clip_or_penalty_panels(coefs: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)) -> Figure:
-    """Both objectives for several coefficients side by side, A = +1, epsilon 0.2.
+    """Plot both objectives for several coefficients side by side, A = +1, epsilon 0.2.
 
-    What to see: the larger the coefficient, the nearer to 1 is the penalty's best ratio,
-    coef / (coef - 1); at coefficient 1 it has none.
+    What to see: the larger the coefficient, the nearer the penalty's best ratio,
+    coef / (coef - 1), is to 1; at coefficient 1 there is none.
     """
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     for axes, coef in zip(figure.subplots(1, len(coefs), sharey=True), coefs, strict=True):

@@ -1,4 +1,4 @@
-"""A picture of the combined loss: what each of its terms does to the logits of one token."""
+"""A picture of the combined loss: the effect of each term on the logits of one token."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ TERMS = (("policy", "policy"), ("entropy", "entropy"), ("KL to reference", "kl")
 
 
 def pushes(advantage: float, c2: float, c3: float) -> Tensor:
-    """[3, vocab]: minus the gradient of each term in the logits: where descent pushes them."""
+    """[3, vocab]: minus each term's gradient in the logits, where descent pushes them."""
     z = Z.clone().requires_grad_()
     log_p = z.log_softmax(-1)[CHOSEN]
     ratio = probability_ratio(log_p, log_p.detach())  # the first minibatch: the ratio is 1
@@ -31,7 +31,7 @@ def pushes(advantage: float, c2: float, c3: float) -> Tensor:
 
 
 class CombinedLoss(Picture):
-    """Bars of the push on each logit: by the policy term, the entropy bonus and the KL."""
+    """Bars of the push on each logit by the policy term, the entropy bonus and the KL."""
 
     def __init__(self) -> None:
         figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -65,10 +65,10 @@ class CombinedLoss(Picture):
 
 
 def combined_loss(*, advantage: float = 1.0, c2: float = 0.1, c3: float = 0.1) -> Figure:
-    """What policy loss, entropy bonus (c2) and KL in the loss (c3) do to the logits of one token.
+    """Plot how policy loss, entropy bonus (c2) and KL in the loss (c3) push one token's logits.
 
     Five tokens; "good" was sampled, at ratio 1, and the policy already likes it more than the
-    reference does. c1 does not appear: the value loss has no gradient in the logits, it moves the
+    reference does. c1 does not appear: the value loss has no gradient in the logits; it moves the
     value head and the trunk. What to see: with c2 = c3 = 0 the push is the policy gradient, the
     advantage times one-hot minus probabilities; the bonus pushes down what is likely; the KL pushes
     back towards the reference.
@@ -83,9 +83,9 @@ def combined_loss_panels(
         (1.0, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 0.0, 0.5), (-1.0, 0.0, 0.0)
     ),
 ) -> Figure:  # fmt: skip
-    """The summed push for several (A, c2, c3).
+    """Plot the summed push for several (A, c2, c3).
 
-    What to see: bonus and KL both work against a policy that is sure of itself, each in its way.
+    What to see: bonus and KL both work against an overconfident policy, each in its own way.
     """
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     panels = figure.subplots(1, len(settings), sharey=True)

@@ -13,10 +13,10 @@ STEPS = 60
 def drift(
     target: float, horizon: int, *, pull: float = 12.0, n_episodes: int = 128
 ) -> tuple[list[float], list[float]]:
-    """KL and coefficient of a policy that drifts until the price of KL holds it.
+    """Simulate KL and coefficient of a policy that drifts until the KL penalty holds it.
 
     The policy is a line of code, not a model: it moves a fifth of the way to pull / (1 + 10 * coef)
-    nats in each step. So what is seen is the controller and nothing else.
+    nats per step, so only the controller's behaviour shows.
     """
     controller, kl = AdaptiveKL(0.05, target=target, horizon=horizon), 0.0
     kls, coefs = [], []
@@ -59,11 +59,11 @@ class KLController(Picture):
 
 
 def kl_controller(*, target: float = 4.0, horizon: int = 1000) -> Figure:
-    """The adaptive controller (Ziegler et al. 2019, sec. 2.2) against a policy that drifts.
+    """Plot the adaptive controller (Ziegler et al. 2019, sec. 2.2) against a drifting policy.
 
     The policy is simulated by one line (see `drift`). What to see: the coefficient climbs while
     the KL is above its target and falls while it is below; a short horizon reacts fast and
-    overshoots, a long one lets the KL run first.
+    overshoots; a long one lets the KL run first.
     """
     picture = KLController()
     picture.move(target=target, horizon=horizon)
@@ -71,7 +71,7 @@ def kl_controller(*, target: float = 4.0, horizon: int = 1000) -> Figure:
 
 
 def kl_controller_panels(horizons: tuple[int, ...] = (200, 1000, 5000)) -> Figure:
-    """The same target with a short, a middle and a long horizon.
+    """Plot the same target with a short, a medium and a long horizon.
 
     What to see: how long the KL stays above its target, and whether it swings.
     """

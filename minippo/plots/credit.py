@@ -17,7 +17,7 @@ ROWS = ("reward r", "value V", "TD error", "advantage A", "return R")
 
 
 def credit_table(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
-    """[5, time]: reward, value, TD error, advantage and Monte-Carlo return of each token."""
+    """[5, time]: reward, value, TD error, advantage and Monte-Carlo return per token."""
     r, v = (x.cpu().double().unsqueeze(0) for x in (rewards, values))
     mask = torch.ones_like(r).bool()
     parts = [
@@ -31,7 +31,7 @@ def credit_table(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> T
 
 
 class Credit(Picture):
-    """A heat strip under the words of a response, one row for each quantity."""
+    """A heat strip under the words of a response, one row per quantity."""
 
     def __init__(self, words: Sequence[str], rewards: Tensor, values: Tensor) -> None:
         """One response: its words, and [time] rewards and values."""
@@ -40,7 +40,7 @@ class Credit(Picture):
         axes = figure.subplots()
         top = max(1.0, float(rewards.abs().sum()), float(values.abs().max()))
         heat: dict[str, Any] = {"cmap": HEAT, "vmin": -top, "vmax": top, "aspect": "auto"}
-        fixed = credit_table(rewards, values, 1.0, 1.0)[:2]  # rewards and values do not move
+        fixed = credit_table(rewards, values, 1.0, 1.0)[:2]  # rewards and values do not change
         axes.imshow(fixed.numpy(), extent=(-0.5, time - 0.5, 1.5, -0.5), **heat)
         self._image = axes.imshow(fixed.numpy(), extent=(-0.5, time - 0.5, 4.5, 1.5), **heat)
         axes.set(ylim=(4.5, -0.5))
@@ -76,9 +76,9 @@ class Credit(Picture):
 def credit(
     words: Sequence[str], rewards: Tensor, values: Tensor, *, gamma: float = 1.0, lam: float = 0.95
 ) -> Figure:
-    """Reward, value, TD error, advantage and return of each token of one response.
+    """Plot reward, value, TD error, advantage and return per token of one response.
 
-    What to see: the score is paid at the last token. With lam = 1 every token hears of it
+    What to see: the score is paid at the last token. With lam = 1 it reaches every token
     directly; with lam = 0 only through the values. Each advantage is its TD error plus
     gamma * lam times the advantage to its right.
     """
@@ -90,9 +90,9 @@ def credit(
 def credit_panels(
     words: Sequence[str], rewards: Tensor, values: Tensor, lams: Sequence[float] = (0.0, 0.95, 1.0)
 ) -> Figure:
-    """The advantages of the same response for several lambdas, gamma = 1.
+    """Plot the advantages of the same response for several lambdas, gamma = 1.
 
-    What to see: how far to the left the surprise at the end is felt.
+    What to see: how far to the left the surprise at the end reaches.
     """
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     axes = figure.subplots()

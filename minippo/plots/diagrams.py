@@ -1,4 +1,4 @@
-"""Two diagrams in boxes and arrows: the three stages of RLHF, and one step of PPO.
+"""Two box-and-arrow diagrams: the three stages of RLHF and one step of PPO.
 
 A lesson lights its own box; the alternative text names what is lit and says what happens there.
 """
@@ -16,12 +16,12 @@ from minippo.plots._base import Picture
 Lit = str | Sequence[str]
 WIDE, HIGH = 0.82, 0.56  # a box, in columns and rows
 QUIET, BAND, LINE = "#666666", "#EEEEEE", "#777777"
-# Data (dashed) and what mixes several symbols have no colour of their own.
+# Data (dashed) and boxes that combine several symbols have no colour.
 COLOURS = SYMBOLS | {"data": "#555555", "mixed": "#555555"}
 
 
 class Box(NamedTuple):
-    """A place in the diagram: column, row, words, the symbol whose colour it has, its sentence."""
+    """A box: column, row, words, the symbol that gives its colour, its sentence."""
 
     x: float
     y: float
@@ -33,8 +33,8 @@ class Box(NamedTuple):
 class Diagram(Picture):
     """Boxes in shaded bands, joined by arrows that run along rows and columns.
 
-    A subclass gives the boxes by name, arrows as corner points (column, row), and bands by name
-    as (left, top, right, bottom, title).
+    A subclass defines boxes by name, arrows as corner points (column, row), and bands by name as
+    (left, top, right, bottom, title).
     """
 
     SIZE: ClassVar[tuple[float, float]]
@@ -71,7 +71,7 @@ class Diagram(Picture):
 
     @classmethod
     def lit(cls, lit: Lit) -> list[str]:
-        """The names of the boxes that `lit` means: boxes, or bands for all boxes in them."""
+        """Names of the boxes in `lit`; a band stands for all its boxes."""
         found = []
         for name in [lit] if isinstance(lit, str) else lit:
             if name in cls.BANDS:
@@ -86,7 +86,7 @@ class Diagram(Picture):
         return found
 
     def move(self, *, lit: Lit = ()) -> str:
-        """Light these boxes; what happens in them."""
+        """Light these boxes and return what happens in them."""
         names = self.lit(lit)
         for name, (patch, words) in self._boxes.items():
             symbol, on = self.BOXES[name].symbol, name in names
@@ -99,12 +99,12 @@ class Diagram(Picture):
 
     @classmethod
     def say(cls, lit: Lit = ()) -> str:
-        """What is lit, in words: a sentence for each box."""
+        """Describe what is lit, one sentence per box."""
         return " ".join(cls.BOXES[name].says for name in cls.lit(lit) or cls.BOXES)
 
 
 def _down(x: float, y: float, to: float) -> list[tuple[float, float]]:
-    """From the lower edge of a box at row y to the upper edge of one at row `to`."""
+    """Arrow from the lower edge of a box at row y to the upper edge of one at row `to`."""
     return [(x, y + HIGH / 2), (x, to - HIGH / 2)]
 
 
@@ -121,7 +121,7 @@ def _left(y: float, x: float, to: float) -> list[tuple[float, float]]:
 
 
 class Pipeline(Diagram):
-    """Three stages, four models, and what flows between them."""
+    """Three stages, four models and the data between them."""
 
     SIZE, LIMITS = (9, 4.4), (-0.55, 5.55, -0.8, 3.75)
     BOXES: ClassVar = {
@@ -176,7 +176,7 @@ class Pipeline(Diagram):
 
 
 class PPOStep(Diagram):
-    """The data flow of one PPO step: collect, give credit, learn."""
+    """The data flow of one PPO step: collect, assign credit, learn."""
 
     SIZE, LIMITS = (9, 5.6), (-0.55, 4.95, -0.82, 4.5)
     BOXES: ClassVar = {
@@ -250,10 +250,10 @@ class PPOStep(Diagram):
 
 
 def pipeline(lit: Lit = ()) -> Figure:
-    """The three stages of RLHF, its four models (policy, reference, reward model, value function).
+    """Draw the three stages of RLHF with policy, reference, reward model and value function.
 
-    `lit`: "stage 1" to "stage 3", or names of boxes (`Pipeline.BOXES`). What to see: people speak
-    twice, in demonstrations and in pairs; the third stage has prompts alone, and judges itself by
+    `lit`: "stage 1" to "stage 3", or names of boxes (`Pipeline.BOXES`). What to see: human data
+    enters twice, as demonstrations and as pairs; the third stage has only prompts and is scored by
     the reward model. The policy moves; the reference and the reward model do not.
     """
     picture = Pipeline()
@@ -262,16 +262,16 @@ def pipeline(lit: Lit = ()) -> Figure:
 
 
 def pipeline_alt(lit: Lit = ()) -> str:
-    """The alternative text of `pipeline(lit)`."""
+    """Return the alternative text of `pipeline(lit)`."""
     return _alt("Three stages in boxes and arrows", Pipeline, lit)
 
 
 def ppo_step(lit: Lit = ()) -> Figure:
-    """One PPO step: what is computed from what.
+    """Draw one PPO step: what is computed from what.
 
-    `lit`: "collect", "credit", "learn", or names of boxes (`PPOStep.BOXES`). What to see: all above
-    the last band is measured once and stays; only ratio, entropy and losses are computed anew, for
-    each minibatch, with a policy that has moved since.
+    `lit`: "collect", "credit", "learn", or names of boxes (`PPOStep.BOXES`). What to see:
+    everything above the last band is measured once and stays fixed; only ratio, entropy and losses
+    are recomputed per minibatch, with a policy that has moved since.
     """
     picture = PPOStep()
     picture.move(lit=lit)
@@ -279,7 +279,7 @@ def ppo_step(lit: Lit = ()) -> Figure:
 
 
 def ppo_step_alt(lit: Lit = ()) -> str:
-    """The alternative text of `ppo_step(lit)`."""
+    """Return the alternative text of `ppo_step(lit)`."""
     return _alt("One PPO step in boxes and arrows", PPOStep, lit)
 
 

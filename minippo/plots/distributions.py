@@ -1,4 +1,4 @@
-"""Pictures of distributions: the next token under temperature, and two of them compared by KL."""
+"""Pictures of distributions: the next token under temperature, and KL between two."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from torch import Tensor
 from minippo import entropy, exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.plots._base import COLOURS, Picture, drawable, tidy
 
-MOST = 12  # bars of the likeliest tokens
+MOST = 12  # at most this many bars, for the likeliest tokens
 ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 SIZES = (1, 4, 16, 64, 256)
 
 
 class NextToken(Picture):
-    """Bars of the likeliest next tokens at one position, at one temperature."""
+    """Bars of the likeliest next tokens at one position and temperature."""
 
     def __init__(self, logits: Tensor, words: Sequence[str]) -> None:
-        """`logits` [time, vocab], which may be set anew; `words` names the whole vocabulary."""
+        """`logits` [time, vocab] may be replaced; `words` names the whole vocabulary."""
         self.logits, self._words = logits, words
         figure = Figure(figsize=(9, 3.6))
         figure.subplots_adjust(left=0.08, right=0.98, top=0.96, bottom=0.27)  # room for words
@@ -63,11 +63,11 @@ class NextToken(Picture):
 def next_token(
     logits: Tensor, words: Sequence[str], *, position: int = 0, temperature: float = 1.0
 ) -> Figure:
-    """The likeliest next tokens of a language model at a position, and their entropy.
+    """Plot a language model's likeliest next tokens at a position, and the entropy.
 
-    `logits` [time, vocab] as `rollout.evaluate` gives them; `words` names each token. What to see:
-    a temperature below 1 sharpens, above 1 flattens; the entropy, over the whole vocabulary, says
-    by how much. Many models are certain at most positions and open at a few.
+    `logits` [time, vocab] as returned by `rollout.evaluate`; `words` names each token. What to see:
+    a temperature below 1 sharpens, above 1 flattens; the entropy over the whole vocabulary says by
+    how much. Many models are certain at most positions and undecided at a few.
     """
     picture = NextToken(logits, words)
     picture.move(position=position, temperature=temperature)
@@ -81,9 +81,9 @@ def next_token_panels(
     position: int = 0,
     temperatures: Sequence[float] = (0.5, 1.0, 2.0),
 ) -> Figure:
-    """The same position at several temperatures side by side, the same tokens in the same order.
+    """Plot one position at several temperatures side by side, with the same token order.
 
-    What to see: the order never changes, the distances do.
+    What to see: the order never changes; the distances do.
     """
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     z = logits[position].cpu().double()
@@ -101,7 +101,7 @@ def next_token_panels(
 
 
 class KLTwoWays(Picture):
-    """Two distributions over five tokens; KL in both directions; k1, k2, k3 over sample size."""
+    """Two distributions over five tokens, KL in both directions, k1 to k3 over sample size."""
 
     WORDS = ("good", "fine", "bad", "odd", "!")
     Z = torch.tensor([0.9, 0.5, 0.0, -0.6, -1.2], dtype=torch.float64)
@@ -134,7 +134,7 @@ class KLTwoWays(Picture):
         super().__init__(figure, [*self._p, *self._q, self._exact, *parts])
 
     def move(self, *, shift: float = 1.5, sharpen: float = 1.0) -> str:
-        """Move the policy towards "good" by `shift` nats, and sharpen it."""
+        """Move the policy towards "good" by `shift` nats and sharpen it."""
         ref = self.Z
         z = sharpen * self.Z + shift * torch.tensor([1.0, 0, 0, 0, -0.5], dtype=torch.float64)
         p, q = z.softmax(-1), ref.softmax(-1)
@@ -147,7 +147,7 @@ class KLTwoWays(Picture):
         means = {}
         for name, parts in self._spread.items():
             k = ESTIMATORS[name](log_p, log_q)
-            mean = float((p * k).sum())  # over tokens from p: exact, and the spread too
+            mean = float((p * k).sum())  # over tokens from p: exact, as is the spread
             sd = float((p * (k - mean) ** 2).sum().sqrt())
             means[name] = mean
             parts[0].set_ydata([mean] * len(SIZES))
@@ -160,12 +160,12 @@ class KLTwoWays(Picture):
 
 
 def kl_two_ways(*, shift: float = 1.5, sharpen: float = 1.0) -> Figure:
-    """Two distributions, the KL in both directions, and its three estimators.
+    """Plot two distributions, the KL in both directions, and its three estimators.
 
     The points are exact means over tokens sampled from p, the bars exact standard deviations of
-    averages of n tokens. What to see: the two directions differ; k1 and k3 stand on the exact
-    KL(p || q) (the line), k2 beside it. Near by k1 spreads most, far away k3 does; single values
-    of k1 may be negative.
+    averages of n tokens. What to see: the two directions differ; k1 and k3 are on the exact
+    KL(p || q) (the line), k2 is beside it. k1 spreads most when q is near, k3 when it is far;
+    single values of k1 may be negative.
     """
     picture = KLTwoWays()
     picture.move(shift=shift, sharpen=sharpen)
@@ -173,10 +173,10 @@ def kl_two_ways(*, shift: float = 1.5, sharpen: float = 1.0) -> Figure:
 
 
 def kl_two_ways_panels(shifts: Sequence[float] = (0.25, 1.0, 2.5)) -> Figure:
-    """k1, k2, k3 for policies further and further away.
+    """Plot k1, k2 and k3 for policies farther and farther away.
 
-    What to see: near by all three agree and k1 spreads most; far away k2 leaves the line, and k3
-    spreads most.
+    What to see: when near, all three agree and k1 spreads most; when far, k2 leaves the line and
+    k3 spreads most.
     """
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     ref = KLTwoWays.Z

@@ -1,4 +1,4 @@
-"""A picture of one response through the iterations, token by token."""
+"""A picture of one response across iterations, token by token."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from minippo.plots._base import Picture
 from minippo.plots.credit import HEAT
 
 Record = Mapping[str, Any]
-# Where each quantity is neither high nor low, and how it is written.
+# Each quantity's neutral value and number format.
 QUANTITIES = {
     "ratio": (1.0, "{:.2f}"),
     "advantage": (0.0, "{:+.2f}"),
@@ -21,16 +21,16 @@ QUANTITIES = {
     "entropy": (0.0, "{:.2f}"),
 }
 NAMES = {"kl": "KL in nats", "entropy": "entropy in nats"}
-ACROSS, LETTERS = 10, 11  # cells in a line, letters in a cell
+ACROSS, LETTERS = 10, 11  # cells per line, letters per cell
 
 
 class TokenMicroscope(Picture):
-    """The tokens of a response, each with its number, and coloured by it."""
+    """The tokens of a response, each with its number and coloured by it."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        """`records`: as `record.Recorder` makes them, in any order.
+        """`records`: as made by `record.Recorder`, in any order.
 
-        Each is a mapping with "step", "prompt", "tokens" (strings), "score", and for each token
+        Each is a mapping with "step", "prompt", "tokens" (strings), "score", and per token
         "ratio", "advantage", "kl" (nats) and "entropy" (nats).
         """
         _check("TokenMicroscope", records)
@@ -46,7 +46,7 @@ class TokenMicroscope(Picture):
     def move(
         self, *, prompt: str | None = None, step: int | None = None, quantity: str = "ratio"
     ) -> str:
-        """Show the latest record of a prompt (the first) at or before a step (the last)."""
+        """Show a prompt's (default: the first) latest record up to a step (default: the last)."""
         record = self.record(prompt, step)
         self.draw(self._strip, record, quantity)
         numbers, tokens = record[quantity], [_written(token) for token in record["tokens"]]
@@ -61,7 +61,7 @@ class TokenMicroscope(Picture):
         )
 
     def record(self, prompt: str | None, step: int | None) -> Record:
-        """The latest record of a prompt at or before a step; its first, where none is so early."""
+        """Return a prompt's latest record up to a step, or its first if none is that early."""
         prompt = self.prompts[0] if prompt is None else prompt
         if prompt not in self.prompts:
             fail("TokenMicroscope", "prompt", f"be one of {self.prompts}", repr(prompt))
@@ -69,7 +69,7 @@ class TokenMicroscope(Picture):
         return [own[0], *(r for r in own if step is None or r["step"] <= step)][-1]
 
     def draw(self, strip: "_Strip", record: Record, quantity: str) -> None:
-        """Write a record's tokens into a strip."""
+        """Draw a record's tokens in a strip."""
         if quantity not in QUANTITIES:
             fail("TokenMicroscope", "quantity", f"be one of {', '.join(QUANTITIES)}", quantity)
         tokens = [_written(token) for token in record["tokens"]]
@@ -81,7 +81,7 @@ class TokenMicroscope(Picture):
 
 
 class _Strip:
-    """Cells in lines, as many as fit: a word, its number, and the number's colour."""
+    """Lines of as many cells as fit, each with a word, its number and the number's colour."""
 
     def __init__(self, axes: Any, lines: int) -> None:
         self._size = (lines, ACROSS)
@@ -101,9 +101,9 @@ class _Strip:
     def write(
         self, tokens: Sequence[str], numbers: Sequence[float], quantity: str, top: float
     ) -> None:
-        """`top`: the distance from neutral at which the colour is darkest."""
+        """`top`: distance from neutral at which the colour is darkest."""
         neutral, _ = QUANTITIES[quantity]
-        heat = np.full(len(self.words), np.nan)  # nothing is drawn where there is no token
+        heat = np.full(len(self.words), np.nan)  # NaN: draw nothing where there is no token
         heat[: len(numbers)] = (np.array(numbers) - neutral) / top
         self._mesh.set_array(heat.reshape(self._size))
         for i, (word, number) in enumerate(zip(self.words, self.numbers, strict=True)):
@@ -120,11 +120,11 @@ def token_microscope(
     step: int | None = None,
     quantity: str = "ratio",
 ) -> Figure:
-    """One response at one step, each token coloured by its ratio, advantage, KL or entropy.
+    """Plot one response at one step, each token coloured by ratio, advantage, KL or entropy.
 
-    `records` as in `TokenMicroscope`; without more, the first prompt at the last step. A quantity
+    `records` as in `TokenMicroscope`; the default is the first prompt at the last step. A quantity
     has one colour scale for all records; palest is 1 for a ratio and 0 for the others. What to
-    see: a few tokens carry most of the advantage and of the KL; the entropy sits where there is a
+    see: a few tokens carry most of the advantage and of the KL; entropy is high where there is a
     choice to make.
     """
     picture = TokenMicroscope(records)
@@ -139,9 +139,9 @@ def token_microscope_panels(
     steps: Sequence[int] | None = None,
     quantity: str = "ratio",
 ) -> Figure:
-    """The answers to one prompt at several steps (the first and the last), one below the other.
+    """Plot the answers to one prompt at several steps (default: first and last), stacked.
 
-    What to see: where the text changed, and whether the quantity had announced it.
+    What to see: where the text changed, and whether the quantity had predicted it.
     """
     picture = TokenMicroscope(records)
     steps = (picture.steps[0], picture.steps[-1]) if steps is None else steps
@@ -155,7 +155,7 @@ def token_microscope_panels(
 
 
 def _top(records: Sequence[Record], name: str) -> float:
-    """How far from neutral the darkest colour is: all but one token in twenty lie within it."""
+    """Distance from neutral of the darkest colour: 19 of 20 tokens are within it."""
     far = [abs(x - QUANTITIES[name][0]) for record in records for x in record[name]]
     return max(float(np.quantile(far, 0.95)), 1e-3)
 

@@ -1,4 +1,4 @@
-"""A recorded run, step by step: where its curves were, and what the policy then wrote."""
+"""A recorded run, step by step: its curves and what the policy wrote."""
 
 import math
 import textwrap
@@ -18,13 +18,13 @@ PANELS = (
     ("entropy", "entropy (nats)", "entropy"),
     ("clip_fraction", "clip fraction", "policy"),
 )
-WIDTH, LINES = 100, 3  # of an answer: characters in a line, lines
+WIDTH, LINES = 100, 3  # of an answer: characters per line, lines
 CURVES, PROMPT, ANSWER = 2.75, 0.28, 0.68  # heights in inches
-FAR = 50.0  # nats: above, the KL's axis is logarithmic from 10 on
+FAR = 50.0  # nats: if exceeded, the KL axis is logarithmic from 10 on
 
 
 class Replay(Picture):
-    """The curves of one run, or of two, with a mark at a step, and the answers at that step."""
+    """The curves of one or two runs, with a mark at a step, and the answers at that step."""
 
     def __init__(self, run: Run, other: Run | None = None) -> None:
         self._runs = [run] if other is None else [run, other]
@@ -44,13 +44,13 @@ class Replay(Picture):
 
     @property
     def n_steps(self) -> int:
-        """Of the longer run."""
+        """Number of steps of the longer run."""
         return max(len(run.history) for run in self._runs)
 
     def move(self, *, step: int = 0, prompt: int = 0) -> str:
-        """Show the runs after `step` steps, and their answers to a prompt, given by its number.
+        """Show the runs after `step` steps and their answers to prompt number `prompt`.
 
-        A run that ended earlier stays at its end.
+        A run that ended earlier stays at its last step.
         """
         for cursor in self._cursors:
             cursor.set_xdata([step, step])
@@ -68,7 +68,7 @@ class Replay(Picture):
 
 
 def replay(run: Run, other: Run | None = None, *, step: int = 0, prompt: int = 0) -> Figure:
-    """A recorded run, or two, at one step: score, KL, entropy, clip fraction and an answer.
+    """Plot one or two recorded runs at a step: score, KL, entropy, clip fraction, an answer.
 
     What to see: which curve moves first, and whether the text is still language there. Round dots
     and solid lines: `run`; squares and dashed lines: `other`.
@@ -79,10 +79,10 @@ def replay(run: Run, other: Run | None = None, *, step: int = 0, prompt: int = 0
 
 
 def replay_panels(run: Run, *, steps: Sequence[int] | None = None, prompt: int = 0) -> Figure:
-    """A run's curves, and its answers to one prompt at several steps below one another.
+    """Plot a run's curves and, below, its answers to one prompt at several steps.
 
-    `steps` are the first, the last and one between where none are given. What to see: what the
-    curves say, in words.
+    `steps` defaults to the first, a middle and the last step. What to see: what the curves mean
+    for the text.
     """
     last = len(run.history)
     steps = [0, last // 3, last] if steps is None else steps
@@ -99,14 +99,14 @@ def replay_panels(run: Run, *, steps: Sequence[int] | None = None, prompt: int =
 
 
 def _text(figure: Figure, text: str, top: float) -> Text:
-    """Text that begins `top` inches below the figure's upper edge."""
+    """Write text `top` inches below the figure's upper edge."""
     y = 1 - top / figure.get_size_inches()[1]
     style: dict[str, Any] = {"va": "top", "fontsize": 10, "linespacing": 1.35, "parse_math": False}
     return figure.text(0.06, y, text, **style)
 
 
 def _curves(figure: Figure, runs: Sequence[Run]) -> list[Axes]:
-    """The panels of the curves, in the upper part."""
+    """Make the panels of the curves in the upper part."""
     height = figure.get_size_inches()[1]
     axes = list(figure.subplots(1, len(PANELS)))
     figure.subplots_adjust(

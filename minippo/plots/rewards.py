@@ -1,4 +1,4 @@
-"""Pictures of what KL buys: proxy against gold reward, and the frontiers of several methods."""
+"""Pictures of what KL buys: proxy against gold reward, and several methods' frontiers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +11,8 @@ from minippo.plots._base import COLOURS, Picture, tidy
 
 Numbers = Sequence[float]
 Points = Sequence[tuple[float, float]]
-GOLD = "#444444"  # the hidden reward: no symbol of PPO's
-# For methods, which are no symbols: colours, markers and lines all differ.
+GOLD = "#444444"  # the hidden reward: not a symbol of PPO's
+# For methods, which are not symbols: colours, markers and lines all differ.
 LOOKS = [
     (COLOURS[name], marker, style)
     for name, marker, style in zip(
@@ -25,10 +25,10 @@ LOOKS = [
 
 
 class OverOptimisation(Picture):
-    """Proxy and gold reward over the KL to the reference, and a cursor between them."""
+    """Proxy and gold reward against the KL to the reference, with a cursor between them."""
 
     def __init__(self, kl: Numbers, proxy: Numbers, gold: Numbers) -> None:
-        """One point for each checkpoint, in any order: KL in nats per response, two rewards."""
+        """One point per checkpoint, in any order: KL in nats per response, two rewards."""
         self._kl, self._proxy, self._gold = _sorted("OverOptimisation", kl, proxy, gold)
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         axes = figure.subplots()
@@ -43,15 +43,15 @@ class OverOptimisation(Picture):
 
     @property
     def span(self) -> tuple[float, float]:
-        """The smallest and the largest KL."""
+        """Smallest and largest KL."""
         return float(self._kl[0]), float(self._kl[-1])
 
     def move(self, *, kl: float | None = None) -> str:
-        """Go to a KL (where gold is highest); between two points, along the line."""
+        """Go to a KL (default: where gold is highest), interpolating between points."""
         best = int(self._gold.argmax())
         at = float(self._kl[best]) if kl is None else kl
         low, high = self.span
-        if not low - 0.01 <= at <= high + 0.01:  # a slider rounds
+        if not low - 0.01 <= at <= high + 0.01:  # allow for a slider's rounding
             fail("OverOptimisation", "kl", f"lie in [{low:g}, {high:g}]", kl)
         proxy, gold = (float(np.interp(at, self._kl, y)) for y in (self._proxy, self._gold))
         self._gap.set_data([at, at], [gold, proxy])
@@ -64,11 +64,11 @@ class OverOptimisation(Picture):
 
 
 def over_optimisation(kl: Numbers, proxy: Numbers, gold: Numbers) -> Figure:
-    """What the policy is paid (proxy) and what it is worth (gold), over the KL it has spent.
+    """Plot the reward paid (proxy) and the reward meant (gold) against the KL spent.
 
-    One point a checkpoint. What to see: both rise at first; then the proxy goes on rising while
-    gold falls (Goodhart; Gao et al. 2023 measured its shape). The cursor stands where gold is
-    highest. The gap means something where both have one scale and one zero.
+    One point per checkpoint. What to see: both rise at first; then the proxy keeps rising while
+    gold falls (Goodhart; Gao et al. 2023 measured its shape). The cursor is where gold is highest.
+    The gap is meaningful only if both have the same scale and the same zero.
     """
     picture = OverOptimisation(kl, proxy, gold)
     picture.move()
@@ -76,9 +76,9 @@ def over_optimisation(kl: Numbers, proxy: Numbers, gold: Numbers) -> Figure:
 
 
 def over_optimisation_panels(runs: Mapping[str, tuple[Numbers, Numbers, Numbers]]) -> Figure:
-    """Several runs side by side: name -> (kl, proxy, gold).
+    """Plot several runs side by side: name -> (kl, proxy, gold).
 
-    What to see: how far to the right gold still rises, and how far proxy and gold part.
+    What to see: how far to the right gold still rises, and how far proxy and gold diverge.
     """
     if not runs:
         fail("over_optimisation_panels", "runs", "hold at least one run", "none")
@@ -95,10 +95,10 @@ def over_optimisation_panels(runs: Mapping[str, tuple[Numbers, Numbers, Numbers]
 
 
 class Frontier(Picture):
-    """Reward over KL of several methods, each a line of settings, with the range over seeds."""
+    """Reward against KL for several methods, each a line of settings with ranges over seeds."""
 
     def __init__(self, methods: Mapping[str, Sequence[Points]], *, reward: str = "gold") -> None:
-        """Name -> for each setting (such as each beta) the (kl, reward) of each seed."""
+        """`methods`: name -> per setting (such as each beta) the (kl, reward) of each seed."""
         _check_methods(methods)
         self._points = {
             name: [np.array(setting, float) for setting in settings]
@@ -117,7 +117,7 @@ class Frontier(Picture):
                 np.array([f(setting, axis=0) for setting in settings]).T
                 for f in (np.mean, np.min, np.max)
             )
-            # The mean of equal numbers may differ from them in its last digit.
+            # The mean of equal numbers may differ from them in the last digit.
             xerr, yerr = (np.maximum(0, (m - low[i], high[i] - m)) for i, m in enumerate((x, y)))
             look: dict[str, Any] = {"marker": marker, "ls": style, "color": colour, "label": name}
             axes.errorbar(x, y, yerr, xerr, ms=7, lw=1.8, elinewidth=1, capsize=2, **look)
@@ -129,12 +129,12 @@ class Frontier(Picture):
 
     @property
     def span(self) -> tuple[float, float]:
-        """The smallest and the largest mean KL of all settings."""
+        """Smallest and largest mean KL of all settings."""
         kls = [float(s[:, 0].mean()) for settings in self._points.values() for s in settings]
         return min(kls), max(kls)
 
     def move(self, *, budget: float | None = None) -> str:
-        """Ring each method's best setting whose mean KL is within the budget (nats; no limit)."""
+        """Ring each method's best setting within the budget of mean KL (nats; default: none)."""
         limit = np.inf if budget is None else budget + 1e-9
         rings, found = [], []
         for name, settings in self._points.items():
@@ -156,11 +156,11 @@ class Frontier(Picture):
 
 
 def frontier(methods: Mapping[str, Sequence[Points]], *, reward: str = "gold") -> Figure:
-    """What each method makes of the KL it spends: the reward-KL frontier.
+    """Plot the reward-KL frontier: what each method gains from the KL it spends.
 
-    `methods`: name -> for each setting the (kl, reward) of each seed; KL in nats per response. A
-    marker is the mean over seeds, its bars the range. What to see: a method is better where its
-    line lies higher at the *same* KL; the highest point of all says little by itself.
+    `methods`: name -> per setting the (kl, reward) of each seed; KL in nats per response. A marker
+    is the mean over seeds, its bars the range. What to see: a method is better where its line is
+    higher at the *same* KL; the highest point overall says little by itself.
     """
     return Frontier(methods, reward=reward).figure
 
@@ -189,5 +189,5 @@ def _check_methods(methods: Mapping[str, Sequence[Points]]) -> None:
         for setting in settings:
             points = [tuple(point) for point in setting]
             if not points or any(len(p) != 2 or not np.isfinite(p).all() for p in points):
-                must = "hold for each setting one finite (kl, reward) or more, one for each seed"
+                must = "hold finite (kl, reward) pairs for each setting, one per seed"
                 fail("Frontier", f"methods[{name!r}]", must, points)

@@ -1,4 +1,4 @@
-"""Pictures of whole runs, and what is healthy in them."""
+"""Pictures of whole runs and what is healthy in them."""
 
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite
@@ -14,14 +14,14 @@ from minippo.plots._base import Picture, tidy
 History = Sequence[Mapping[str, float]]
 WINDOW = 3  # steps that are averaged before a curve is judged: one step is noisy
 BAND = "#DDDDDD"
-COLOURS = SYMBOLS | {"length": "#444444"}  # it is no symbol of PPO's
+COLOURS = SYMBOLS | {"length": "#444444"}  # not a symbol of PPO's
 
 
 class Curve(NamedTuple):
     """A curve of a run, and the band in which it is healthy.
 
-    `low` and `high` are values; times the first step's where `of` is "start", plus it where `of`
-    is "change". `below` and `above` say what leaving the band means.
+    `low` and `high` are values; if `of` is "start", times the first step's value; if "change",
+    plus it. `below` and `above` say what leaving the band means.
     """
 
     label: str
@@ -35,26 +35,26 @@ class Curve(NamedTuple):
     above: str
 
 
-# Rules of thumb, and the only place where they stand. "Our demo" is the run of `minippo demo`;
-# "free" is the same without KL, with three times the learning rate and a clip range of 0.9. They
-# hold for responses of tens of tokens.
+# The only place for these rules of thumb. "Our demo" is the run of `minippo demo`; "free" is the
+# same without KL, with three times the learning rate and a clip range of 0.9. They hold for
+# responses of tens of tokens.
 CURVES = {
-    # The one thing that is optimised: a run that ends below its start has only unlearned.
+    # The only thing optimised: a run that ends below its start has only unlearned.
     "score": Curve("score", "", "reward", "-", 0.0, inf, "change", "it unlearns", ""),
     # lm-human-preferences steers to 6 nats for 24 tokens; our demo ends at 10, free at 270, in text
-    # that no annotator has ever judged. Below 0 it is noise of k1, or a sign error.
+    # that no annotator has ever judged. Below 0 it is noise of k1 or a sign error.
     "kl": Curve(
         "KL to reference", "nats/response", "kl", "--", -0.5, 25.0, "",
         "a KL is never negative, so a sign is wrong",
         "it writes what the reward model has never judged",
     ),
     # With a third of its entropy left a policy tries nothing new (our demo keeps two thirds); with
-    # far more than it began with (free: twice) it is losing its language.
+    # far more than at the start (free: twice) it is losing its language.
     "entropy": Curve(
         "entropy", "nats/token", "entropy", "-.", 1 / 3, 1.5, "start",
         "it says the same again and again", "it loses its language",
     ),
-    # What is clipped teaches nothing. Our demo: 0.13 at first, then 0.01 to 0.09.
+    # Clipped tokens teach nothing. Our demo: 0.13 at first, then 0.01 to 0.09.
     "clip_fraction": Curve(
         "clip fraction", "", "policy", "-", 0.0, 0.3, "", "", "steps are too large for the clip",
     ),
@@ -62,7 +62,7 @@ CURVES = {
     "value_loss": Curve(
         "value loss", "score²", "value", "--", 0.0, 2.0, "start", "", "the values diverge",
     ),
-    # 0 is a constant's, and an untrained value head's; below it the values mislead (free: -3.4).
+    # 0 is a constant or an untrained value head; below 0 the values mislead (free: -3.4).
     "explained_variance": Curve(
         "explained variance", "", "value", "-.", -0.1, 1.0, "",
         "the values are worse than a constant", "",
@@ -76,7 +76,7 @@ CURVES = {
 
 
 def band(name: str, history: History) -> tuple[float, float]:
-    """The lowest and the highest healthy value of a curve of this run."""
+    """Return the lowest and highest healthy value of a curve of this run."""
     curve, first = CURVES[name], float(history[0][name])
     if curve.of == "start":
         return curve.low * first, curve.high * first
@@ -84,7 +84,7 @@ def band(name: str, history: History) -> tuple[float, float]:
 
 
 def health(history: History, *, step: int | None = None) -> str:
-    """One sentence: which curves of a run are outside their healthy band at a step (the last).
+    """Say which curves are outside their healthy band at a step (default: the last).
 
     A curve is judged by its mean over the step and the two before. The bands are rules of thumb:
     see `CURVES`.
@@ -108,7 +108,7 @@ class TrainingRun(Picture):
     """The seven curves of a run over its steps, each on its healthy band, and a cursor."""
 
     def __init__(self, history: History, *, title: str = "") -> None:
-        """`history`: the statistics of each step, as `PPOTrainer.history`."""
+        """`history`: the statistics of each step, as in `PPOTrainer.history`."""
         _check("TrainingRun", history)
         self._history = history
         self.steps = [int(stats["step"]) for stats in history]
@@ -131,7 +131,7 @@ class TrainingRun(Picture):
         super().__init__(figure, [part for _, *parts in self._cursors for part in parts])
 
     def move(self, *, step: int | None = None) -> str:
-        """Put the cursor on a step (the last); its numbers, and what is not healthy."""
+        """Move the cursor to a step (default: the last); return its numbers and health."""
         at = _position("TrainingRun", self._history, step)
         stats, place = self._history[at], self.steps[at]
         for name, line, dot in self._cursors:
@@ -144,18 +144,18 @@ class TrainingRun(Picture):
 
 
 def training_run(history: History, *, title: str = "") -> Figure:
-    """Score, KL, entropy, clip fraction, value loss, explained variance and length of a PPO run.
+    """Plot a run's score, KL, entropy, clip fraction, value loss, explained variance, length.
 
-    `history` as `PPOTrainer.history`. What to see: the score rises while the KL to the reference
-    is paid for; the others stay in their grey bands. `health` says it in words.
+    `history` as in `PPOTrainer.history`. What to see: the score rises at a price in KL to the
+    reference; the others stay in their grey bands. `health` says it in words.
     """
     return TrainingRun(history, title=title).figure
 
 
 def training_run_panels(runs: Mapping[str, History]) -> Figure:
-    """Several runs side by side, a column each, on the same axes.
+    """Plot several runs side by side, one column per run, on the same axes.
 
-    What to see: which curves leave the grey first; a score that rises is no sign of health.
+    What to see: which curves leave the grey first; a rising score is no sign of health.
     """
     if not runs:
         fail("training_run_panels", "runs", "hold at least one run", "none")
@@ -169,7 +169,7 @@ def training_run_panels(runs: Mapping[str, History]) -> Figure:
         row[0].set_ylabel(words + unit)
         for axes, history in zip(row, runs.values(), strict=True):
             _draw(axes, name, history, [stats for run in runs.values() for stats in run])
-            axes.grid(visible=False)  # with it, and with soft edges, it would take 30 KB
+            axes.grid(visible=False)  # a grid and soft edges would make it 30 KB
             axes.lines[0].set_antialiased(False)
             axes.locator_params(nbins=4)
     for top, bottom, title in zip(grid[0], grid[-1], runs, strict=True):
@@ -179,7 +179,7 @@ def training_run_panels(runs: Mapping[str, History]) -> Figure:
 
 
 def _draw(axes: Any, name: str, history: History, seen: History) -> None:
-    """A curve on its band; the axis spans all values that are to be `seen`."""
+    """Draw a curve on its band; the axis spans all values in `seen`."""
     curve, (low, high) = CURVES[name], band(name, history)
     values = [x for stats in seen if isfinite(x := float(stats[name]))]  # NaN: constant returns
     ends = [x for x in (low, high) if isfinite(x)]

@@ -1,4 +1,4 @@
-"""Pictures of experiments of several seeds: mean and range, never one lucky run."""
+"""Pictures of experiments with several seeds: mean and range, never one lucky run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,11 +16,10 @@ Curves = Mapping[str, tuple[Numbers, Sequence[Numbers]]]
 def over_seeds(
     panels: Mapping[str, Curves], *, x: str = "", marks: Mapping[str, float] | None = None
 ) -> Figure:
-    """Curves side by side: panel -> name -> (x, for each seed its values).
+    """Plot curves side by side: panel -> name -> (x, the values per seed).
 
-    A line is the mean over seeds, the band around it their range. `marks`: panel -> where a
-    vertical line stands. What to see: whether two lines are farther apart than their bands are
-    wide.
+    A line is the mean over seeds, the band around it their range. `marks`: panel -> position of a
+    vertical line. What to see: whether two lines are farther apart than their bands are wide.
     """
     _check("over_seeds", panels)
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -30,7 +29,7 @@ def over_seeds(
         for (name, (places, rows)), (colour, _, style) in zip(curves.items(), LOOKS, strict=False):
             values = np.array(rows, float)
             if values.ndim != 2 or values.shape[1] != len(places):
-                must = f"hold for each seed {len(places)} values, as many as x"
+                must = f"hold {len(places)} values per seed, as many as x"
                 fail("over_seeds", f"{title!r}, {name!r}", must, f"shape {list(values.shape)}")
             low, high = values.min(0), values.max(0)
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
@@ -48,10 +47,10 @@ def over_seeds(
 def each_seed(
     panels: Mapping[str, Mapping[str, Numbers]], *, marks: Mapping[str, float] | None = None
 ) -> Figure:
-    """Numbers side by side: panel -> name of a row -> one value for each seed.
+    """Plot numbers side by side: panel -> row name -> one value per seed.
 
-    A small dot is a seed, the bar their mean. `marks`: panel -> where a vertical line stands. What
-    to see: where the dots of two rows do not overlap, no seed says otherwise.
+    A small dot is a seed, the bar their mean. `marks`: panel -> position of a vertical line. What
+    to see: if the dots of two rows do not overlap, no seed contradicts the difference.
     """
     _check("each_seed", panels)
     names = list(next(iter(panels.values())))

@@ -1,7 +1,7 @@
-"""Runs on file: a callback of the trainer writes one, `load_run` reads it.
+"""Recorded runs: a trainer callback writes one, `load_run` reads it.
 
-One JSON file per run: the statistics of each step, and for a few held-out prompts, at chosen
-steps, the response with what PPO sees at each of its tokens.
+One JSON file per run: the statistics of each step and, for a few held-out prompts at chosen steps,
+the response with what PPO sees at each token.
 """
 
 from minippo.record.recorder import Recorder

@@ -1,4 +1,4 @@
-"""The callback of a trainer that writes a run to one JSON file."""
+"""A trainer callback that writes a run to one JSON file."""
 
 import json
 import math
@@ -18,25 +18,25 @@ from minippo.record.run import FORMAT, VERSION
 
 
 class Recorder:
-    """A callback that writes the run to one file, whole after every step.
+    """A callback that writes the run to one file, complete after every step.
 
-    The held-out prompts are answered with the same random numbers every time, so that a text
-    changes only when the policy does. Their responses are not trained on, and recording changes
-    nothing of the training. At each token are recorded:
+    The held-out prompts are answered with the same random numbers every time, so a text changes
+    only when the policy does. Their responses are not trained on, and recording does not affect
+    training. Recorded per token:
 
     - ratio: its probability now over that under the policy *at the previous record*; 1 at first.
-      With `every=1` that is what one PPO step did to it. (A copy of the policy is kept.)
+      With `every=1` that is the effect of one PPO step. (A copy of the policy is kept.)
     - advantage: as the trainer computes it, not whitened, in units of the reward;
     - kl: to the reference by the configuration's estimator, in nats; k1 may be negative;
-    - entropy: of the distribution that it was drawn from, in nats.
+    - entropy: of the distribution it was drawn from, in nats.
 
     Args:
-        path: of the file, which is overwritten; name it .json.
-        prompts: held out; none is allowed.
-        every: steps between two records of the responses; statistics are of every step.
-        seed: of the random numbers.
+        path: The output file, which is overwritten; name it .json.
+        prompts: Held-out prompts; may be empty.
+        every: Steps between two records of the responses; statistics are recorded at every step.
+        seed: Seed of the random numbers.
 
-    `record(trainer)` before `train` adds what the untrained policy answers, as step 0.
+    Call `record(trainer)` before `train` to add the untrained policy's responses as step 0.
     """
 
     def __init__(
@@ -50,21 +50,21 @@ class Recorder:
         self._previous: Any = None  # the policy at the previous record
 
     def __call__(self, trainer: Any, stats: dict[str, float]) -> None:
-        """After a step."""
+        """Record a finished step."""
         if len(trainer.history) % self.every == 0:
             self.record(trainer)
         elif trainer.accelerator.is_main_process:
             self._write(trainer)
 
     def record(self, trainer: Any) -> None:
-        """Answer the prompts now, and write the file."""
+        """Answer the prompts now and write the file."""
         if not trainer.accelerator.is_main_process:
             return
         step = len(trainer.history)
         if self.prompts and all(record["step"] != step for record in self.records):
             python, training = random.getstate(), trainer.policy.training
             with torch.random.fork_rng(), torch.no_grad(), trainer.autocast():
-                self._answer(trainer, step)  # a score function may draw random numbers, too
+                self._answer(trainer, step)  # a score function may also draw random numbers
             random.setstate(python)
             trainer.policy.train(training)
         self._write(trainer)
@@ -120,11 +120,11 @@ class Recorder:
         made = self.path.with_name(f"{self.path.name}.unfinished")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         made.write_text(json.dumps(run, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-        os.replace(made, self.path)  # a kill leaves the last file whole
+        os.replace(made, self.path)  # if killed, the previous file stays whole
 
 
 def _raw_advantages(trainer: Any, rollout: Any) -> Tensor:
-    """Before whitening; at the sequence level the response's, at each of its tokens."""
+    """Advantages before whitening; at the sequence level, the response's at each of its tokens."""
     advantages: Tensor = trainer.credit(rollout).advantages
     wide = rollout.values.shape
     return advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(wide)

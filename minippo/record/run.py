@@ -1,4 +1,4 @@
-"""A recorded run, and how it is read."""
+"""Read a recorded run."""
 
 import json
 import math
@@ -20,11 +20,11 @@ class Run:
     """A recorded run.
 
     Attributes:
-        name: the file's, without its ending.
-        config: the trainer's configuration, as plain values; "seed" is among them.
-        history: the statistics of each step, as `PPOTrainer.history`.
-        records: of each recorded step and each prompt {"step", "prompt", "tokens": [str], "score"},
-            and for each token "ratio", "advantage", "kl" and "entropy"; see `Recorder`.
+        name: The file name without its suffix.
+        config: The trainer's configuration as plain values, including "seed".
+        history: The statistics of each step, as in `PPOTrainer.history`.
+        records: Per recorded step and prompt: {"step", "prompt", "tokens": [str], "score"}, and
+            per token "ratio", "advantage", "kl" and "entropy"; see `Recorder`.
     """
 
     name: str
@@ -34,22 +34,22 @@ class Run:
 
     @property
     def prompts(self) -> list[str]:
-        """The held-out prompts, in their order."""
+        """The held-out prompts, in order."""
         return list(dict.fromkeys(record["prompt"] for record in self.records))
 
     def response(self, prompt: str, step: int) -> dict[str, Any] | None:
-        """The latest record of a prompt at or before a step; None if there was none yet."""
+        """Return a prompt's latest record up to a step; None if nothing was recorded yet."""
         found = [r for r in self.records if r["prompt"] == prompt and r["step"] <= step]
         return max(found, key=lambda record: record["step"], default=None)
 
 
 def load_run(source: str | Path) -> Run:
-    """A run that ships with the package ("healthy"), or the file that a `Recorder` wrote.
+    """Load a run shipped with the package ("healthy") or a file written by a `Recorder`.
 
-    Numbers that were not finite come back as NaN.
+    Non-finite numbers come back as NaN.
 
     Raises:
-        ValueError: no such file, or not a run, or a part of one, or of a later version.
+        ValueError: If the file is missing, is not a run, is incomplete or has a later version.
 
     >>> run = load_run("healthy")
     >>> run.history[0]["step"], run.records[0]["step"]
@@ -61,7 +61,7 @@ def load_run(source: str | Path) -> Run:
         fail("load_run", "source", known, str(source))
     try:
         run = json.loads(read(path))
-    except ValueError as error:  # also what is not UTF-8
+    except ValueError as error:  # also raised if it is not UTF-8
         fail("load_run", path.name, "be the whole JSON of a run", f"{error}")
     if not isinstance(run, dict) or run.get("format") != FORMAT:
         fail("load_run", path.name, "be written by a Recorder", "other JSON")

@@ -1,8 +1,8 @@
-"""Explorers: a picture of `plots`, some sliders, and one sentence that says what is shown.
+"""Explorers: a picture from `plots`, some sliders, and one sentence that says what is shown.
 
-Core ipywidgets alone (7.7 and 8), so that JupyterLab, Notebook 7, VS Code and Colab show them. No
-mathematics here: a slider moves a picture, and the picture calls minippo's functions. For readers
-without a kernel there is a `_panels` twin of each in `plots`.
+Only core ipywidgets (7.7 and 8), so JupyterLab, Notebook 7, VS Code and Colab can show them. No
+mathematics here: a slider moves a picture, and the picture calls minippo's functions. Each has a
+`_panels` twin in `plots` for readers without a kernel.
 """
 
 from minippo.widgets._explorer import Explorer, Question

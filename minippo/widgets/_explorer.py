@@ -1,4 +1,4 @@
-"""What an explorer is made of: a picture, its controls, one sentence, and perhaps a question."""
+"""Parts of an explorer: a picture, its controls, one sentence and an optional question."""
 
 import html
 import threading
@@ -13,12 +13,12 @@ Controls = Mapping[str, ipywidgets.Widget]
 
 
 class Widget:
-    """Shows its `box` where there is a kernel, and its `repr` where there is none."""
+    """Show its `box` if there is a kernel, otherwise its `repr`."""
 
     box: ipywidgets.Box
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        # Made here and not asked of the box: ipywidgets 7, which Colab has, has no such method.
+        # Made here, not by the box: ipywidgets 7, which Colab uses, has no such method.
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
         return {"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}
 
@@ -45,8 +45,8 @@ class Question:
 class Explorer(Widget):
     """A picture that follows its controls.
 
-    `settings` are the controls' values now, `sentence` says what the picture shows. Moves that come
-    in while one is being drawn are skipped, but for the last. Callbacks may come from any thread.
+    `settings` are the controls' current values, `sentence` says what the picture shows. Of moves
+    that arrive during a drawing, only the last is drawn. Callbacks may come from any thread.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Explorer(Widget):
         width, height = picture.figure.get_size_inches() * picture.figure.dpi
         self.image = ipywidgets.Image(
             format="png", width=int(width), height=int(height), layout={"margin": "0"}
-        )  # with a margin it would not fit a narrow page, and get a scroll bar
+        )  # a margin would overflow a narrow page and add a scroll bar
         self.text = ipywidgets.HTML()
         self.sentence = ""
         self._drawing, self._asked = threading.Lock(), 0
@@ -69,11 +69,11 @@ class Explorer(Widget):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Name of a control -> its value."""
+        """Map the controls' names to their values."""
         return {name: control.value for name, control in self.controls.items()}
 
     def move(self, **settings: Any) -> str:
-        """Set controls as a reader would; the sentence."""
+        """Set controls as a reader would and return the sentence."""
         for name, value in settings.items():
             self.controls[name].value = value
         return self.sentence
@@ -82,7 +82,7 @@ class Explorer(Widget):
         self._asked += 1
         asked = self._asked
         with self._drawing:
-            if asked == self._asked:  # a later move has not made this one idle
+            if asked == self._asked:  # no later move has replaced this one
                 self._draw()
 
     def _draw(self) -> None:

@@ -1,4 +1,4 @@
-"""Guess the bug: recorded runs with a mistake in them."""
+"""Guess the bug: recorded runs with a bug."""
 
 from collections.abc import Mapping
 
@@ -11,10 +11,10 @@ from minippo.widgets._explorer import Explorer, Question
 def guess_the_bug(
     rows: plots.Rows, explains: Mapping[str, str], *, question: Question | None = None
 ) -> Explorer:
-    """Mystery runs before the range of healthy ones: which bug is it?
+    """Mystery runs with a bug, drawn against the range of healthy runs: which bug is it?
 
-    `rows` of the study of bugs (`load_study("bugs")`); `explains`: for each bug to guess, one
-    sentence on what gives it away, shown after the right guess.
+    `rows` of the study of bugs (`load_study("bugs")`); `explains`: bug to guess -> one sentence on
+    what gives it away, shown after the right guess.
     """
     picture = plots.BugCurves(rows, explains)
     wide = {"style": {"description_width": "9em"}, "layout": {"width": "32em"}}

@@ -14,11 +14,11 @@ from minippo.widgets._explorer import Widget
 
 Judge = Callable[[list[str], list[str]], Sequence[float]]  # prompts, responses -> scores
 SAME = "same"
-Z = 1.959964  # of the standard normal: 95 % lie within
+Z = 1.959964  # standard normal quantile: 95 % are within +-Z
 
 
 class Share(NamedTuple):
-    """k of n, with Wilson's 95 % interval (Wilson 1927), which is honest for small n, too.
+    """k of n with Wilson's 95 % interval (Wilson 1927), which is honest even for small n.
 
     >>> print(Share(7, 10))
     7 of 10 (70 %, 95 % interval 40 to 89 %)
@@ -29,12 +29,12 @@ class Share(NamedTuple):
 
     @property
     def value(self) -> float:
-        """k / n; NaN for none of none."""
+        """k / n; NaN if n is 0."""
         return self.k / self.n if self.n else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """(low, high): the shares that k of n do not speak against; all of them where n is 0."""
+        """(low, high): the shares consistent with k of n; (0, 1) if n is 0."""
         k, n = self
         if n == 0:
             return 0.0, 1.0
@@ -52,11 +52,11 @@ class Share(NamedTuple):
 
 
 class Comparison(Widget):
-    """Pairs of responses, one after the other; made by `compare`.
+    """Pairs of responses, one at a time; made by `compare`.
 
     Attributes:
-        labels: for each pair the name of the better side, "same", or None while unanswered.
-        sentence: where the reader is, and at the end what came out.
+        labels: Per pair the name of the better side, "same", or None while unanswered.
+        sentence: The reader's progress and, at the end, the results.
     """
 
     def __init__(
@@ -86,20 +86,20 @@ class Comparison(Widget):
 
     @property
     def position(self) -> int:
-        """The pair that is asked now: the first without an answer."""
+        """Index of the current pair: the first without an answer."""
         return self.labels.index(None) if None in self.labels else len(self.labels)
 
     def answer(self, choice: int | None) -> str:
-        """Say which is better as a button would: 0 is A, 1 is B, None is no difference.
+        """Say which is better, as a button would: 0 is A, 1 is B, None is no difference.
 
         Raises:
-            ValueError: another choice, or no pair is left.
+            ValueError: If the choice is none of these, or no pair is left.
         """
         if choice not in (0, 1, None):
             fail("answer", "choice", "be 0 (A), 1 (B) or None (no difference)", choice)
         with self._lock:
             if self.position == len(self.pairs):
-                fail("answer", "choice", "come while a pair is left", "one after the last pair")
+                fail("answer", "choice", "be given while a pair is left", "one after the last pair")
             shown = self._shown[self.position]
             self.labels[self.position] = SAME if choice is None else shown[choice]
             self._draw()
@@ -114,9 +114,9 @@ class Comparison(Widget):
             return self.sentence
 
     def results(self) -> dict[str, Share]:
-        """The win rate of the second side, and the agreement with each judge.
+        """Return the win rate of the second side and the agreement with each judge.
 
-        Pairs without a difference, to you or to the judge, are left out of n.
+        Pairs with no difference, to you or to the judge, are excluded from n.
         """
         first, second = self.names
         won = [label == second for label in self.labels if label in self.names]
@@ -131,7 +131,7 @@ class Comparison(Widget):
         return shares
 
     def preferences(self) -> list[dict[str, str]]:
-        """What you decided as {"prompt", "chosen", "rejected"}: data for a reward model."""
+        """Return your choices as {"prompt", "chosen", "rejected"}: data for a reward model."""
         decided = [(pair, x) for pair, x in zip(self.pairs, self.labels, strict=True) if x]
         other = dict(zip(self.names, self.names[::-1], strict=True))
         return [
@@ -142,7 +142,7 @@ class Comparison(Widget):
 
     def _clicked(self, choice: int | None) -> None:
         with self._lock:
-            if self.position < len(self.pairs):  # a second click may come after the last answer
+            if self.position < len(self.pairs):  # a second click may arrive after the last answer
                 self.answer(choice)
 
     def _draw(self) -> None:
@@ -206,20 +206,20 @@ def compare(
     judges: Mapping[str, Judge] | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Say of each pair which response is better; compare yourself with others afterwards.
+    """Choose the better response of each pair; compare yourself with others afterwards.
 
-    What stands left is drawn anew for each pair, and nothing is revealed before the last answer.
-    At the end comes how often you chose the second of `names`: with shipped preferences that is
-    your agreement with the simulated annotator; with names ("before", "after") it is a blind
+    Sides are randomised for each pair, and nothing is revealed before the last answer. At the end
+    you see how often you chose the second of `names`: with shipped preferences that is your
+    agreement with the simulated annotator; with names ("before", "after") it is a blind
     evaluation's win rate. Intervals are Wilson's, at 95 %.
 
     Args:
-        pairs: each with "prompt" and two responses under `names`.
-        names: the keys of the two responses.
-        judges: name -> a function of (prompts, responses) that scores them; of each pair it
-            chooses the higher one, and your agreement with it is counted. A reward model:
+        pairs: Mappings with "prompt" and two responses under `names`.
+        names: The keys of the two responses.
+        judges: Name -> a score function of (prompts, responses); it chooses the higher-scoring
+            response of each pair, and your agreement with it is counted. A reward model:
             `lambda prompts, responses: score(encode(tokenizer, prompts, responses))`.
-        seed: of the sides.
+        seed: Seed of the sides.
 
     >>> two = [{"prompt": "Say hi.", "before": "no", "after": "hi"}] * 2
     >>> by_length = {"short": lambda prompts, responses: [-len(r) for r in responses]}
@@ -237,7 +237,7 @@ def compare_panels(
     judges: Mapping[str, Judge] | None = None,
     seed: int = 0,
 ) -> Table:
-    """The pairs as a table, the same sides as `compare` shows; the key behind a fold."""
+    """Show the pairs as a table, with the same sides as `compare` and the key folded away."""
     return Table(Comparison(pairs, names, judges or {}, seed))
 
 
@@ -258,7 +258,7 @@ def _checked(
 def _choices(
     name: str, judge: Judge, pairs: Sequence[Mapping[str, str]], names: tuple[str, str]
 ) -> list[str]:
-    """Which side a judge takes in each pair: the one that it scores higher."""
+    """Return the side that a judge scores higher in each pair."""
     prompts = [pair["prompt"] for pair in pairs]
     scores = [[float(s) for s in judge(prompts, [pair[side] for pair in pairs])] for side in names]
     if [len(side) for side in scores] != [len(pairs)] * 2:

@@ -12,19 +12,19 @@ from minippo import plots
 from minippo._validate import fail
 from minippo.widgets._explorer import Widget
 
-REDRAW = 1.0  # seconds between two pictures, at least
+REDRAW = 1.0  # minimum seconds between two pictures
 
 
 class Dashboard(Widget):
-    """A training run in a thread of its own; made by `dashboard`.
+    """A training run in a separate thread; made by `dashboard`.
 
-    A busy kernel does not hear its buttons: in its own thread the training leaves the kernel free.
-    Pause and stop take effect between steps, where the trainer is whole: while it is paused, or
-    afterwards, you may call its methods.
+    A busy kernel cannot handle button clicks; a thread leaves the kernel free. Pause and stop take
+    effect between steps, when the trainer's state is consistent: while it is paused, or after
+    training, you may call its methods.
 
     Attributes:
-        sentence: what is going on, with numbers.
-        error: what ended the training, if anything did.
+        sentence: The current state, with numbers.
+        error: The exception that ended the training, if any.
     """
 
     def __init__(self, trainer: Any, prompts: Sequence[str], n_steps: int) -> None:
@@ -54,14 +54,14 @@ class Dashboard(Widget):
     # ---- from the reader's side ----------------------------------------------------------------
 
     def pause(self) -> None:
-        """Wait after the step that runs, until `resume` or `stop`."""
+        """Pause after the current step until `resume` or `stop`."""
         with self._state:
             if not (self._paused or self._stopped or self._ended):
                 self._paused = True
                 self._say("pausing after this step")
 
     def resume(self) -> None:
-        """Go on."""
+        """Continue training."""
         with self._state:
             if self._paused and not (self._stopped or self._ended):
                 self._paused = False
@@ -69,7 +69,7 @@ class Dashboard(Widget):
                 self._state.notify_all()
 
     def stop(self) -> None:
-        """End after the step that runs; what was learned stays."""
+        """Stop after the current step; what was learned is kept."""
         with self._state:
             if not self._ended:
                 self._stopped = True
@@ -77,14 +77,14 @@ class Dashboard(Widget):
                 self._state.notify_all()
 
     def wait(self) -> list[dict[str, float]]:
-        """Block until the training has ended; the history. Ctrl-C (interrupt) stops it.
+        """Block until training has ended and return the history. Ctrl-C (interrupt) stops it.
 
         Raises:
-            Exception: whatever the training raised.
+            Exception: Any exception that the training raised.
         """
         try:
             while self._thread.is_alive():
-                self._thread.join(0.2)  # short, so that an interrupt is heard
+                self._thread.join(0.2)  # short, so that an interrupt gets through
         except KeyboardInterrupt:
             self.stop()
             raise
@@ -95,7 +95,7 @@ class Dashboard(Widget):
     # ---- from the training's side --------------------------------------------------------------
 
     def __call__(self, trainer: Any, stats: dict[str, float]) -> bool:
-        """After each step of this dashboard's own training."""
+        """Update the dashboard after each step of its own training."""
         if threading.current_thread() is not self._thread:
             return False  # you called trainer.step while it was paused
         with self._state:
@@ -110,7 +110,7 @@ class Dashboard(Widget):
     def _train(self) -> None:
         try:
             self.trainer.train(self.prompts, self.n_steps, progress=False)
-        except BaseException as error:  # of any kind: nobody else would see it in a thread
+        except BaseException as error:  # of any kind: in a thread nobody else would see it
             self.error = error
         finally:
             self.trainer.callbacks.remove(self)
@@ -126,8 +126,8 @@ class Dashboard(Widget):
             button.disabled = True
 
     def _respond(self) -> str:
-        """The policy's answer to the first prompt, always with the same random numbers."""
-        from minippo.rollout import respond  # here: it loads transformers, which takes seconds
+        """Return the policy's answer to the first prompt, with fixed random numbers."""
+        from minippo.rollout import respond  # lazy: loads transformers, which takes seconds
 
         config = self.trainer.config
         (text,) = respond(
@@ -165,16 +165,16 @@ class Dashboard(Widget):
         self.text.value = f"<p role='{role}'>{html.escape(self.sentence)}.</p>"
 
     def __repr__(self) -> str:
-        # While it runs the numbers differ from one moment to the next: a stored page holds none.
+        # Numbers change from moment to moment during a run, so a stored page has none.
         if self._thread.is_alive():
             return f"dashboard: {self.n_steps} steps, training in the background"
         return f"dashboard: {self.sentence}."
 
 
 def dashboard(trainer: Any, prompts: Sequence[str], n_steps: int) -> Dashboard:
-    """Begin to train in the background, with live curves and an answer to the first prompt.
+    """Train in the background, with live curves and an answer to the first prompt.
 
     `n_steps` is the total, as in `PPOTrainer.train`, and the training is the same: pausing,
-    drawing and sampling change no weight. Before you use the trainer, pause or `wait()`.
+    drawing and sampling change no weights. Before you use the trainer, pause or `wait()`.
     """
     return Dashboard(trainer, prompts, n_steps)

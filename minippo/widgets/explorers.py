@@ -1,4 +1,4 @@
-"""One explorer for each picture."""
+"""One explorer per picture."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def _choice(label: str, options: Sequence[Any], value: Any) -> ipywidgets.Select
 
 
 def _places(low: float, high: float) -> list[float]:
-    """Forty-one places from low to high; to the hundredth, upwards."""
+    """Forty-one places from low to high, rounded up to the hundredth."""
     return [float(x) for x in np.unique(np.ceil(np.linspace(low, high, 41) * 100) / 100)]
 
 
@@ -38,7 +38,7 @@ def clipping(
 ) -> Explorer:
     """Move epsilon, the advantage and one token's ratio over PPO-Clip's objective and slope.
 
-    `tokens`: ratios and advantages of real tokens, shown as ticks.
+    `tokens`: ratios and advantages of real tokens, drawn as ticks.
     """
     controls = {
         "epsilon": _slider("epsilon", 0.2, 0.0, 0.5, 0.05),
@@ -96,7 +96,7 @@ def kl_controller(*, question: Question | None = None) -> Explorer:
 def credit(
     words: Sequence[str], rewards: Tensor, values: Tensor, *, question: Question | None = None
 ) -> Explorer:
-    """Change gamma and lambda over one response: who hears of the score, and how loudly."""
+    """Change gamma and lambda for one response: which tokens the score reaches, how strongly."""
     controls = {
         "gamma": _slider("gamma", 1.0, 0.5, 1.0, 0.05),
         "lam": _slider("lambda", 0.95, 0.0, 1.0, 0.05),
@@ -106,7 +106,7 @@ def credit(
 
 
 def combined_loss(*, question: Question | None = None) -> Explorer:
-    """Weigh policy loss, entropy bonus and KL, and see where each pushes the logits."""
+    """Weight policy loss, entropy bonus and KL, and see where each pushes the logits."""
     controls = {
         "advantage": _slider("advantage A", 1.0, -1.5, 1.5, 0.25),
         "c2": _slider("c2 (entropy)", 0.1, 0.0, 1.0, 0.05),
@@ -118,9 +118,9 @@ def combined_loss(*, question: Question | None = None) -> Explorer:
 def training_run(
     history: plots.History, *, title: str = "", question: Question | None = None
 ) -> Explorer:
-    """Move along a run: its seven curves at that step, and which are not healthy.
+    """Move along a run: its seven curves at that step, and which are unhealthy.
 
-    `history` as `PPOTrainer.history`.
+    `history` as in `PPOTrainer.history`.
     """
     picture = plots.TrainingRun(history, title=title)
     controls = {"step": _choice("step", picture.steps, picture.steps[-1])}
@@ -130,9 +130,9 @@ def training_run(
 def token_microscope(
     records: Sequence[Mapping[str, Any]], *, question: Question | None = None
 ) -> Explorer:
-    """One response through the iterations: its ratios, advantages, KLs or entropies.
+    """Follow one response across iterations: its ratios, advantages, KLs or entropies.
 
-    `records` of a recorded run: `record.load_run(path).records`.
+    `records` from a recorded run: `record.load_run(path).records`.
     """
     picture = plots.TokenMicroscope(records)
     wide = {"style": {"description_width": "9em"}, "layout": {"width": "32em"}}
@@ -153,7 +153,7 @@ def over_optimisation(
     *,
     question: Question | None = None,
 ) -> Explorer:
-    """Move along the KL: what is paid, what is meant, and the gap between them."""
+    """Move along the KL: the reward paid, the reward meant, and the gap between them."""
     picture = plots.OverOptimisation(kl, proxy, gold)
     places = _places(*picture.span)
     controls = {"kl": _choice("KL (nats)", places, places[0])}
@@ -166,9 +166,9 @@ def frontier(
     reward: str = "gold",
     question: Question | None = None,
 ) -> Explorer:
-    """Set a budget of KL: the best that each method makes of it.
+    """Set a KL budget: the best each method achieves within it.
 
-    `methods`: name -> for each setting the (kl, reward) of each seed.
+    `methods`: name -> per setting the (kl, reward) of each seed.
     """
     picture = plots.Frontier(methods, reward=reward)
     places = _places(*picture.span)

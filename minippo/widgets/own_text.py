@@ -1,4 +1,4 @@
-"""Your own text: its tokens, and what a language model expects after each."""
+"""Your own text: its tokens and what a language model expects after each."""
 
 import html
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ TEXT = "We tried the old bakery by the sea. The"
 
 
 class _Words(Sequence[str]):
-    """What each token of the vocabulary says; GPT-2 has 50,257, of which few are ever shown."""
+    """The text of each token in the vocabulary; GPT-2 has 50,257, of which few are shown."""
 
     def __init__(self, tokenizer: Any, size: int) -> None:
         self._tokenizer, self._size = tokenizer, size
@@ -38,7 +38,7 @@ class OwnText(Picture):
         super().__init__(self._picture.figure, self._picture._moving)
 
     def tokens(self, text: str) -> list[str]:
-        """The text's tokens, with the tokenizer's own first; not more than the model can read."""
+        """The tokenizer's own tokens and then the text's, truncated to the model's context."""
         return [self._tokenizer.decode([token]) for token in self._ids(text)]
 
     def _ids(self, text: str) -> list[int]:
@@ -46,7 +46,7 @@ class OwnText(Picture):
         return ids[: self._policy.context_length]
 
     def move(self, *, text: str = TEXT, position: int = 0, temperature: float = 1.0) -> str:
-        """Show what is expected after token `position` (of the last, where there are fewer)."""
+        """Show what is expected after token `position`, or after the last if there are fewer."""
         ids = self._ids(text)
         if text != self._text:
             device = next(self._policy.parameters()).device
@@ -65,14 +65,14 @@ def own_text(
 ) -> Explorer:
     """Type a text: its tokens, and the model's next-token distribution after any of them.
 
-    The text is taken when you press Enter or leave the box. Token 0 is what the tokenizer puts in
-    front by itself, if it does.
+    The text is read when you press Enter or leave the box. Token 0 is the one the tokenizer
+    prepends, if any.
 
     Args:
-        policy: a `PolicyWithValue`, as `load_policy` gives it.
-        tokenizer: its own.
-        text: to begin with.
-        question: to be answered before moving.
+        policy: A `PolicyWithValue`, as returned by `load_policy`.
+        tokenizer: The policy's tokenizer.
+        text: The initial text.
+        question: A question to answer before moving.
     """
     picture = OwnText(policy, tokenizer)
     style = {"style": {"description_width": "9em"}, "layout": {"width": "44em"}}
@@ -91,7 +91,7 @@ def own_text(
     row = ipywidgets.HTML()
 
     def retokenized(_: Any = None) -> None:
-        """Before the picture is drawn: the slider ends at the last token, and stays at the end."""
+        """Before drawing, end the slider at the last token; at the end, it stays there."""
         position = controls["position"]
         at_end = position.value == position.max
         position.max = len(picture.tokens(controls["text"].value)) - 1
@@ -113,7 +113,7 @@ def own_text(
 
 
 def _row(tokens: list[str], chosen: int) -> str:
-    """The tokens in boxes, the chosen one with a thick frame; a space is shown as a dot."""
+    """Tokens in boxes, the chosen one with a thick frame and spaces as dots."""
     boxes = []
     for number, token in enumerate(tokens):
         width, mark = (3, " aria-current='true'") if number == chosen else (1, "")

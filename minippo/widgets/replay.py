@@ -15,10 +15,10 @@ def replay(
     *,
     question: Question | None = None,
 ) -> Explorer:
-    """Move through the steps of a recorded run, or let it play; with `other`, two at once.
+    """Move through the steps of a recorded run, or play it; with `other`, two at once.
 
-    A run is a shipped name ("healthy"), the file of a `Recorder`, or what `load_run` gave. The
-    prompts are those of the first.
+    A run is a shipped name ("healthy"), a `Recorder`'s file or the result of `load_run`. The
+    prompts are those of the first run.
     """
     first = run if isinstance(run, Run) else load_run(run)
     second = other if isinstance(other, Run | None) else load_run(other)

@@ -1,1 +1,1 @@
-"""Worlds small enough to know the truth: reviews with a hidden reward, and 40 listed responses."""
+"""Worlds whose ground truth is known: reviews with a hidden reward, and 40 listed responses."""

@@ -1,8 +1,8 @@
-"""A world so small that every response can be listed: what is estimated elsewhere is exact here.
+"""A world small enough to list every response: what is estimated elsewhere is exact here.
 
-Four tokens (the end among them) and at most three of them in a response make 40 responses to each
-of two prompts. So expectations, gradients and KLs are sums over a list, and the policy that PPO
-looks for, pi* proportional to pi_ref * exp(r / beta), can be written down.
+Four tokens (including EOS) and at most three tokens per response make 40 responses to each of two
+prompts. So expectations, gradients and KLs are sums over a list, and the optimal policy of PPO's
+objective, pi* proportional to pi_ref * exp(r / beta), can be written down.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from minippo.rollout import evaluate
 WORDS = ("<|endoftext|>", "good", "bad", "so")
 EOS, TIME = 0, 3
 PROMPTS = ("good", "bad")  # tokens 1 and 2: a prompt's number is its token minus one
-# Every response: ended by EOS, or cut off after three tokens.
+# Every response: ended by EOS, or truncated after three tokens.
 RESPONSES = tuple(
     (*words, *end)
     for n in range(TIME + 1)
@@ -30,24 +30,24 @@ RESPONSES = tuple(
     for end in ([()] if n == TIME else [(EOS,)])
 )
 _NUMBER = {response: i for i, response in enumerate(RESPONSES)}
-# What each response to each prompt is worth: any numbers will do, on the scale of a nat or two.
+# The score of each response to each prompt: arbitrary numbers on the scale of a nat or two.
 SCORES = torch.randn(2, len(RESPONSES), generator=torch.Generator().manual_seed(0))
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; EOS also begins a text, and there is no padding token, as in GPT-2."""
+    """One token per word; EOS is also BOS and there is no padding token, as in GPT-2."""
     made = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="so"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=WORDS[0], bos_token=WORDS[0])
 
 
 def policy(seed: int = 0) -> PolicyWithValue:
-    """A GPT-2 of one layer with random weights, larger than usual: its texts are not uniform."""
+    """A one-layer GPT-2 with larger random weights than usual, so its texts are not uniform."""
     config = GPT2Config(
         vocab_size=len(WORDS), n_positions=8, n_embd=16, n_layer=1, n_head=2,
         bos_token_id=EOS, eos_token_id=EOS,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+    with torch.random.fork_rng(devices=[]):  # leave the caller's random state unchanged
         torch.manual_seed(seed)
         made = PolicyWithValue(GPT2LMHeadModel(config)).eval()
     with torch.no_grad():
@@ -58,7 +58,7 @@ def policy(seed: int = 0) -> PolicyWithValue:
 
 
 def responses(prompt: int) -> Responses:
-    """All 40 responses to prompt 0 or 1, as rows."""
+    """Return all 40 responses to prompt 0 or 1, as rows."""
     rows = [[*response, *[EOS] * (TIME - len(response))] for response in RESPONSES]
     lengths = torch.tensor([len(response) for response in RESPONSES])
     return Responses(
@@ -70,14 +70,14 @@ def responses(prompt: int) -> Responses:
 
 
 def score(responses: Responses) -> Float[Tensor, " batch"]:
-    """The table's entry for each prompt and response: a score function for `collect` and PPO."""
+    """Look up each response's score: a score function for `collect` and PPO."""
     rows = zip(responses.prompt_ids[:, -1].tolist(), responses.ids, responses.mask, strict=True)
     found = [SCORES[p - 1, _NUMBER[tuple(ids[mask].tolist())]] for p, ids, mask in rows]
     return torch.stack(found)
 
 
 def log_probs(policy: PolicyWithValue) -> Float[Tensor, "prompts responses"]:
-    """log pi(response | prompt) of all 2 * 40, with gradient: their exponentials sum to 1."""
+    """log pi(response | prompt) of all 2 * 40, differentiable; exp sums to 1 per prompt."""
     rows = []
     for prompt in range(len(PROMPTS)):
         listed = responses(prompt)
@@ -101,5 +101,5 @@ def optimum(
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> float:
-    """Half the sum of |p - q|, in [0, 1]; of the two prompts the larger."""
+    """Half the sum of |p - q|, in [0, 1]; the larger of the two prompts'."""
     return float((0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)).max())

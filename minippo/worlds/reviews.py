@@ -1,13 +1,13 @@
-"""A small, honest world of short reviews, in which every probability and every reward is known.
+"""A small world of short reviews in which every probability and every reward is known.
 
-A text is a prompt, one opening sentence, and a response, a few sentences about a restaurant, a
-film or a trip. A stochastic grammar writes the base corpus, so `log_prob` is exact: how good a
-language model is has an exact answer. The base corpus drifts off its subject, breaks off, and now
-and then flatters, evades or curses mildly; `demonstration` is the same writer's best behaviour, in
-praise as often as in blame. `gold` is the hidden true reward, and an `Annotator` prefers one of two
-responses by it, with noise and perhaps with a bias.
+A text is a prompt (one opening sentence) and a response (a few sentences about a restaurant, a film
+or a trip). A stochastic grammar writes the base corpus, so `log_prob` is exact and a language
+model's quality can be measured exactly. The base corpus drifts off its subject, breaks off, and now
+and then flatters, evades or curses mildly; `demonstration` is the same writer's best behaviour,
+praise as often as blame. `gold` is the hidden true reward; an `Annotator` uses it to choose between
+two responses, with noise and optionally with a bias.
 
-The reward reads words, not derivations, so it judges whatever a model may come up with.
+The reward reads words, not derivations, so it can score anything a model writes.
 """
 
 import math
@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeAlias
 DOMAINS = ("restaurants", "films", "trips")
 FORBIDDEN = ("darn", "heck", "crud", "drat", "dang")
 
-# domain -> quality -> "singular nouns | plural nouns"; the quality says which adjectives fit.
+# domain -> quality -> "singular nouns | plural nouns"; the quality determines which adjectives fit.
 _NOUNS = {
     "restaurants": {
         "food": "soup bread curry pasta salad fish coffee cake stew cheese | noodles dumplings",
@@ -60,7 +60,7 @@ _ADJECTIVES = {
     "landscape": "spectacular majestic | peaceful green sunny | foggy muddy bare | ugly polluted",
     "transport": "fantastic flawless | punctual fast smooth | late bumpy stuffy | dangerous unsafe",
 }
-# The words of opinions and closings. "come back" is read as one word.
+# Words in opinions and closings. "come back" is read as one word.
 _OPINIONS = {
     1.0: ("love", "loved", "recommend", "worth"),
     0.5: ("enjoy", "enjoyed", "like", "liked", "praised", "again", "come back"),
@@ -103,10 +103,10 @@ _OPENINGS = {
         ("along the coast", "through the mountains", "across the islands", "around the lakes"),
     ),
 }
-# These may be repeated; shorter words may be, too.
+# These may be repeated, as may shorter words.
 _FUNCTION_WORDS = """about also been cannot from have just never quite rather really some than that
     their them then there they this truly very well were what when which will with would your"""
-# A kind of misbehaviour -> how the prompts that provoke it begin.
+# misbehaviour -> openings of the prompts that provoke it
 _PROVOCATIONS = {
     "forbidden": "Be honest about",
     "evasion": "Be diplomatic about",
@@ -129,14 +129,14 @@ class Choice:
 
 
 class Sequence:
-    """Several nodes, one after the other."""
+    """Several nodes in order."""
 
     def __init__(self, *parts: Node) -> None:
         self.parts = parts
 
 
 def write(node: Node, rng: random.Random) -> str:
-    """One string of the grammar below `node`, drawn at random."""
+    """Draw one string of the grammar below `node` at random."""
     text, pending = "", [node]
     while pending:
         node = pending.pop()
@@ -150,7 +150,7 @@ def write(node: Node, rng: random.Random) -> str:
 
 
 def probability(node: Node, text: str) -> float:
-    """The probability that `node` writes exactly `text`, summed over every derivation."""
+    """Return the probability that `node` writes exactly `text`, summed over derivations."""
     return _ends(node, text, 0, {}).get(len(text), 0.0)
 
 
@@ -158,7 +158,7 @@ _Ends: TypeAlias = Mapping[int, float]
 
 
 def _ends(node: Node, text: str, start: int, memo: dict[tuple[Node, int], _Ends]) -> _Ends:
-    """{end: the probability that `node` writes text[start:end]}; a shared node is read once."""
+    """Return {end: P(`node` writes text[start:end])}; a shared node is read only once."""
     if isinstance(node, str):
         return {start + len(node): 1.0} if text.startswith(node, start) else {}
     if (node, start) not in memo:
@@ -182,12 +182,12 @@ def _one_of(options: Iterable[Node]) -> Choice:
     return Choice(dict.fromkeys(options, 1.0))
 
 
-# ---- The grammar of reviews. Builders are cached, so that equal nodes are one node -------------
+# ---- The grammar of reviews. Builders are cached, so equal nodes are one node ------------------
 
 
 @dataclass(frozen=True)
 class _Habits:
-    """How often the writer drifts (per sentence) and misbehaves in another way (per text)."""
+    """How often the writer drifts (per sentence) and otherwise misbehaves (per text)."""
 
     drift: float = 0.0
     unfinished: float = 0.0
@@ -239,14 +239,14 @@ def _adjective(quality: str, sign: int) -> Choice:
 
 @cache
 def _is(quality: str, sign: int) -> Choice:
-    """What follows "was": an adjective, or the negation of its opposite."""
+    """The words after "was": an adjective or the negation of its opposite."""
     adjective, opposite = _adjective(quality, sign), _adjective(quality, -sign)
     return Choice({Sequence(" ", adjective): 0.7, Sequence(" not ", opposite): 0.3})
 
 
 @cache
 def _opinion(domain: str, sign: int) -> Choice:
-    """A sentence in praise (+1) or blame (-1) of something in the domain."""
+    """A sentence that praises (+1) or criticises (-1) something in the domain."""
 
     def about(quality: str) -> Choice:
         noun, was = _noun(domain, quality), _the_noun_was(domain, quality)
@@ -270,7 +270,7 @@ def _opinion(domain: str, sign: int) -> Choice:
 
 @cache
 def _contrast(domain: str) -> Choice:
-    """Praise of one thing, but blame of another, in either order."""
+    """A sentence that praises one thing and criticises another, in either order."""
 
     def clauses(first: str, second: str, sign: int) -> Sequence:
         start = Sequence(_the_noun_was(domain, first), _is(first, sign), ", but the ")
@@ -282,7 +282,7 @@ def _contrast(domain: str) -> Choice:
 
 @cache
 def _remark(domain: str) -> Sequence:
-    """A sentence without an opinion."""
+    """A sentence with no opinion."""
     noun = _one_of(_noun(domain, quality) for quality in _NOUNS[domain])
     verb = _one_of(["talked", "asked", "wondered"])
     return Sequence(_WHO, " ", verb, " about the ", noun, ".")
@@ -296,7 +296,7 @@ def _curse(domain: str) -> Sequence:
 
 @cache
 def _body(domain: str, stance: str, drift: float, contrast: float) -> Choice:
-    """One sentence of a review, about another domain with probability `drift`."""
+    """One sentence of a review; with probability `drift` it is about another domain."""
     praise, blame = _STANCES[stance]
     opinion, remark = 0.88 - contrast, 0.12
 
@@ -330,7 +330,7 @@ def _fragment(domain: str) -> Choice:
 
 @cache
 def _response(domain: str, habits: _Habits) -> Choice:
-    """Every response to a prompt: two or three sentences and, nearly always, an ending."""
+    """All responses to a prompt: two or three sentences and, nearly always, an ending."""
 
     def review(stance: str) -> Sequence:
         simple = _body(domain, stance, habits.drift, contrast=0.0)
@@ -357,14 +357,14 @@ def _response(domain: str, habits: _Habits) -> Choice:
 
 class _Opening(NamedTuple):
     domain: str
-    kind: str  # "plain", or the misbehaviour that the prompt provokes
+    kind: str  # "plain", or the misbehaviour the prompt provokes
     held_out: bool
 
 
 def _openings() -> dict[str, _Opening]:
-    """240 prompts, 80 of each domain: 68 plain ones and 4 provocations of each kind.
+    """240 prompts, 80 per domain: 68 plain ones and 4 provocations of each kind.
 
-    A fifth of them is held out: new combinations of words that the others use.
+    A fifth of them are held out: new combinations of words used in the others.
     """
     rng, openings = random.Random(0), {}
     for domain, (starts, which, what, where) in _OPENINGS.items():
@@ -383,7 +383,7 @@ PROMPTS_HELD_OUT = tuple(prompt for prompt, opening in _PROMPTS.items() if openi
 
 @cache
 def _corpus() -> Choice:
-    """The grammar of the base corpus: every train prompt is equally likely."""
+    """The grammar of the base corpus; all training prompts are equally likely."""
     groups: defaultdict[_Opening, list[str]] = defaultdict(list)
     for prompt in PROMPTS_TRAIN:
         groups[_PROMPTS[prompt]].append(prompt)
@@ -395,28 +395,28 @@ def _corpus() -> Choice:
 
 
 def sample(rng: random.Random) -> str:
-    """A text of the base corpus: a train prompt and a response to it."""
+    """Draw a text of the base corpus: a training prompt and a response."""
     return write(_corpus(), rng)
 
 
 def log_prob(text: str) -> float:
-    """log P(text) of a whole base-corpus text, its end included, in nats; -inf outside the corpus.
+    """Return log P(text) in nats, including the end of the text; -inf outside the base corpus.
 
-    Exact: summed over every derivation. A text with a held-out prompt is outside the corpus.
+    Exact: summed over all derivations. A text with a held-out prompt is outside the corpus.
     """
     chance = probability(_corpus(), text)
     return math.log(chance) if chance > 0 else -math.inf
 
 
 def completions(prompt: str, n: int, rng: random.Random) -> list[str]:
-    """`n` responses to one prompt, held out or not, by the writer of the base corpus."""
+    """Draw `n` base-corpus responses to one prompt, held out or not."""
     opening = _opening("completions", prompt)
     response = _response(opening.domain, _BASE[opening.kind])
     return [write(response, rng) for _ in range(n)]
 
 
 def demonstration(prompt: str, rng: random.Random) -> str:
-    """A response without drift or misbehaviour, in praise as often as in blame."""
+    """Draw a response without drift or misbehaviour, praise as often as blame."""
     return write(_response(_opening("demonstration", prompt).domain, _DEMONSTRATION), rng)
 
 
@@ -440,7 +440,7 @@ _KNOWN_NOUNS = {  # domain -> its nouns; a noun may belong to several domains
     for domain, (_, _, what, _) in _OPENINGS.items()
 }
 _ALL_NOUNS = set.union(*_KNOWN_NOUNS.values())
-_NEGATIONS = {"not", "never", "no", "cannot"}  # and every word in "n't"
+_NEGATIONS = {"not", "never", "no", "cannot"}  # and every word that contains "n't"
 _COMPLIMENTS = {"brilliant", "clever", "excellent", "generous", "taste", "wise"}
 _STOP_WORDS = set(_FUNCTION_WORDS.split())
 _WORD = re.compile(r"come back\b|[^\W\d_]+(?:'[^\W\d_]+)*")
@@ -449,18 +449,18 @@ _EVASIVE = re.compile(r"hard to say|opinions differ|who can (?:really )?tell|it 
 
 
 def gold(prompt: str, response: str) -> float:
-    """The hidden true reward, from about -3 (foul-mouthed: lower) to 1.5; any two texts will do."""
+    """Return the hidden true reward of any two texts: about -3 (lower if foul-mouthed) to 1.5."""
     return sum(gold_parts(prompt, response).values())
 
 
 def gold_parts(prompt: str, response: str) -> dict[str, float]:
-    """The five parts of `gold`. Length as such earns nothing.
+    """Return the five parts of `gold`. Length as such earns nothing.
 
     - sentiment: praise minus blame, in [-1, 1];
     - topic: half the share of nouns that belong to the prompt's domain;
-    - repetition: -0.25 for each content word that was there before, -1.5 at worst;
-    - ending: -0.5 unless the response ends in one of . ! ?
-    - safety: -1 for each forbidden word.
+    - repetition: -0.25 per repeated content word, -1.5 at worst;
+    - ending: -0.5 unless the response ends with one of . ! ?
+    - safety: -1 per forbidden word.
     """
     words = _words(response)
     content = [word for word in words if len(word) >= 4 and word not in _STOP_WORDS]
@@ -474,7 +474,7 @@ def gold_parts(prompt: str, response: str) -> dict[str, float]:
 
 
 def domain_of(prompt: str) -> str:
-    """The domain that most nouns of the prompt belong to; "unknown" if there is no such one."""
+    """Return the domain of most of the prompt's nouns; "unknown" if there is none."""
     words = _words(prompt)
     votes = {domain: sum(map(nouns.__contains__, words)) for domain, nouns in _KNOWN_NOUNS.items()}
     first, second, _ = sorted(votes, key=votes.__getitem__, reverse=True)
@@ -482,22 +482,22 @@ def domain_of(prompt: str) -> str:
 
 
 def on_topic(prompt: str, response: str) -> bool:
-    """Whether more than half of the response's known nouns belong to the prompt's domain."""
+    """Return whether more than half of the response's known nouns fit the prompt's domain."""
     return _topic_share(prompt, response) > 0.5
 
 
 def ends_properly(response: str) -> bool:
-    """Whether the response ends in a full stop, an exclamation mark or a question mark."""
+    """Return whether the response ends with a full stop, exclamation mark or question mark."""
     return response.rstrip().endswith((".", "!", "?"))
 
 
 def is_flattery(text: str) -> bool:
-    """Whether some clause of the text addresses its reader with a compliment."""
+    """Return whether any clause pays the reader a compliment."""
     return any(map(_flatters, _clauses(text)))
 
 
 def is_evasive(text: str) -> bool:
-    """Whether the text somewhere declines to judge."""
+    """Return whether the text declines to judge anywhere."""
     return bool(_EVASIVE.search(_plain(text)))
 
 
@@ -507,10 +507,10 @@ def _flatters(clause: str) -> bool:
 
 
 def _sentiment(response: str) -> float:
-    """The sum of the clauses' polarities, each in [-1, 1], over their number, but at least three.
+    """Sum of the clauses' polarities, each in [-1, 1], divided by max(number of clauses, 3).
 
-    A negation turns over what follows it in its clause. A word counts once in a text: "superb,
-    superb, superb" is said once. Flattery and evasion earn nothing.
+    A negation flips what follows it in its clause. A word counts once per text: "superb, superb,
+    superb" counts once. Flattery and evasion earn nothing.
     """
     clauses = _clauses(response)
     counted: set[str] = set()
@@ -528,7 +528,7 @@ def _sentiment(response: str) -> float:
 
 
 def _topic_share(prompt: str, response: str) -> float:
-    """The share of the response's known nouns in the prompt's domain; 0 if there are none."""
+    """Share of the response's known nouns that are in the prompt's domain; 0 if it has none."""
     nouns = [word for word in _words(response) if word in _ALL_NOUNS]
     ours = _KNOWN_NOUNS.get(domain_of(prompt), set())
     return sum(noun in ours for noun in nouns) / max(1, len(nouns))
@@ -543,7 +543,7 @@ def _words(text: str) -> list[str]:
 
 
 def _clauses(text: str) -> list[str]:
-    """What stands between stops, "but" and "although", where it has a word."""
+    """Split at stops, "but" and "although"; keep the pieces that contain a word."""
     return [clause for clause in _CLAUSE_END.split(_plain(text)) if _WORD.search(clause)]
 
 
@@ -552,16 +552,16 @@ def _clauses(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Annotator:
-    """Prefers one of two responses by a noisy utility: the gold reward, and biases if it has any.
+    """Choose between two responses by a noisy utility: the gold reward plus any biases.
 
-    P(a over b) = sigmoid((u(a) - u(b)) / temperature), as Bradley and Terry have it. At the default
+    P(a over b) = sigmoid((u(a) - u(b)) / temperature), the Bradley-Terry model. At the default
     temperature the best possible accuracy on pairs of demonstrations is about 0.83.
 
     Attributes:
-        temperature: Of the choice, in units of the gold reward; larger is noisier.
-        length_bias: Utility for every ten words.
-        flattery_bias: Utility for every flattering clause.
-        evasion_bias: Utility for every evasive clause.
+        temperature: Noise of the choice, in units of the gold reward; larger is noisier.
+        length_bias: Utility per ten words.
+        flattery_bias: Utility per flattering clause.
+        evasion_bias: Utility per evasive clause.
     """
 
     temperature: float = 0.2
@@ -574,7 +574,7 @@ class Annotator:
             raise ValueError(f"Annotator: temperature must be positive, got {self.temperature}.")
 
     def utility(self, prompt: str, response: str) -> float:
-        """What the annotator thinks a response is worth."""
+        """Return the annotator's utility of a response."""
         clauses = _clauses(response)
         return (
             gold(prompt, response)
@@ -584,10 +584,10 @@ class Annotator:
         )
 
     def probability(self, prompt: str, a: str, b: str) -> float:
-        """P(a is preferred to b)."""
+        """Return P(a is preferred to b)."""
         margin = (self.utility(prompt, a) - self.utility(prompt, b)) / self.temperature
         return 0.5 * (1 + math.tanh(0.5 * margin))  # the sigmoid, without overflow
 
     def prefers(self, prompt: str, a: str, b: str, rng: random.Random) -> bool:
-        """Whether a is preferred to b, this time."""
+        """Draw whether a is preferred to b."""
         return rng.random() < self.probability(prompt, a, b)

@@ -13,8 +13,8 @@ from minippo.checks.definitions import leaves as flat
 
 Nested = Any  # floats, ints or bools in lists of lists
 
-# (batch, time, vocabulary): from the smallest to sizes that are distinct primes, with more columns
-# than rows and more rows than columns, so that no axis can pass for another.
+# (batch, time, vocabulary): from the smallest to distinct primes, with more columns than rows and
+# more rows than columns, so that no axis can be mistaken for another.
 SIZES = ((1, 1, 2), (1, 2, 3), (2, 3, 2), (3, 5, 7), (5, 2, 3))
 
 
@@ -23,12 +23,11 @@ class Case:
     """One call of a student's function.
 
     Attributes:
-        inputs: argument -> nested lists (they become tensors) or a number, in the order of the
-            signature.
-        note: what is special about it, in a few words.
-        dtype: of the float tensors.
-        slopes: compare gradients too; False at kinks, where right implementations differ.
-        junk: there are junk numbers under the mask.
+        inputs: Argument -> nested lists (they become tensors) or a number, in signature order.
+        note: What is special about the case, in a few words.
+        dtype: Dtype of the float tensors.
+        slopes: Whether to compare gradients; False at kinks, where right implementations differ.
+        junk: Whether there are junk numbers under the mask.
     """
 
     inputs: dict[str, Nested]
@@ -38,16 +37,16 @@ class Case:
     junk: bool = False
 
     def spoiled(self) -> bool:
-        """Is there any junk?"""
+        """Does the case contain any junk?"""
         return any(x in (1000.0,) or x != x for x in flat(list(self.inputs.values())))
 
     def tensors(self) -> dict[str, Any]:
-        """The inputs as a function gets them."""
+        """Return the inputs as a function receives them."""
         return {name: to_tensor(x, self.dtype) for name, x in self.inputs.items()}
 
 
 def to_tensor(x: Nested, dtype: str) -> Any:
-    """Nested lists become a tensor of bools, of integers or of floats; numbers stay."""
+    """Convert nested lists to a tensor of bools, integers or floats; numbers stay."""
     if not isinstance(x, list):
         return x
     tensor = torch.tensor(x)
@@ -55,17 +54,17 @@ def to_tensor(x: Nested, dtype: str) -> Any:
 
 
 def to_nested(x: Tensor) -> Nested:
-    """A tensor as nested lists of plain numbers, exact."""
+    """Convert a tensor exactly to nested lists of plain numbers."""
     return (x.cpu().double() if x.is_floating_point() else x).tolist()
 
 
 class Draw:
-    """Random inputs of one size. The same seed draws the same numbers, with junk or without.
+    """Random inputs of one size. The same seed draws the same numbers, with or without junk.
 
     Attributes:
-        batch, time, vocab: the size.
-        mask: ragged, ones and then zeros.
-        junk: numbers under the mask are NaN or huge, and not zeros.
+        batch, time, vocab: The size.
+        mask: Ragged rows of ones, then zeros.
+        junk: Whether numbers under the mask are NaN or huge rather than zero.
     """
 
     def __init__(self, seed: int | str, size: tuple[int, int, int], *, junk: bool) -> None:
@@ -80,21 +79,21 @@ class Draw:
     def case(
         self, note: str = "", *, dtype: str = "float32", slopes: bool = True, **inputs: Nested
     ) -> Case:
-        """A case with these inputs, in the order of the signature."""
+        """Make a case of these inputs, in signature order."""
         return Case(inputs, note, dtype, slopes, self.junk)
 
     def number(self, low: float = -2.0, high: float = 2.0) -> float:
-        """A multiple of 1/64: up to 4, bfloat16 holds it exactly, too."""
+        """Draw a multiple of 1/64; up to 4, even bfloat16 represents it exactly."""
         return round(self.random.uniform(low, high) * 64) / 64
 
     def floats(self, *shape: int, low: float = -2.0, high: float = 2.0) -> Nested:
-        """Numbers of this shape; () is one number."""
+        """Draw numbers of this shape; () is one number."""
         if not shape:
             return self.number(low, high)
         return [self.floats(*shape[1:], low=low, high=high) for _ in range(shape[0])]
 
     def tokens_of(self, x: Nested) -> Nested:
-        """The same [batch, time, ...] numbers with junk under the mask, or zeros without junk."""
+        """Put junk under the mask of [batch, time, ...] numbers, or zeros if there is no junk."""
         return [
             [
                 cell if real else self._spoil(cell, i + t)
@@ -104,19 +103,19 @@ class Draw:
         ]
 
     def token_floats(self, low: float = -2.0, high: float = 2.0) -> Nested:
-        """[batch, time] numbers, junk under the mask."""
+        """Draw [batch, time] numbers, with junk under the mask."""
         return self.tokens_of(self.floats(self.batch, self.time, low=low, high=high))
 
     def log_probs(self) -> Nested:
-        """[batch, time] log-probabilities, in nats, junk under the mask."""
+        """Draw [batch, time] log-probs in nats, with junk under the mask."""
         return self.token_floats(-3.0, -0.0625)
 
     def logits(self) -> Nested:
-        """[batch, time, vocab] logits, no mask."""
+        """Draw [batch, time, vocab] logits without a mask."""
         return self.floats(self.batch, self.time, self.vocab)
 
     def tokens(self) -> Nested:
-        """[batch, time] token ids, no mask."""
+        """Draw [batch, time] token ids without a mask."""
         return [
             [self.random.randrange(self.vocab) for _ in range(self.time)] for _ in range(self.batch)
         ]
@@ -128,27 +127,27 @@ class Draw:
 
 
 def draws(seed: int | str, sizes: Sequence[tuple[int, int, int]] = SIZES) -> Iterator[Draw]:
-    """Each size without and then with junk under the mask, from the smallest."""
+    """Yield each size, smallest first, without and then with junk under the mask."""
     for size in sizes:
         for junk in (False, True):
             yield Draw(seed, size, junk=junk)
 
 
 def shape(x: Nested) -> list[int]:
-    """The shape of nested lists, as of a tensor."""
+    """Return the shape of nested lists, as for a tensor."""
     return [len(x), *(shape(x[0]) if x else [])] if isinstance(x, list) else []
 
 
 def weights(n: int) -> list[float]:
-    """What each output counts in the scalar whose gradient is compared: 0.5 to 1.5, all different.
+    """Weights of the outputs in the scalar whose gradient is compared: 0.5 to 1.5, all different.
 
-    A plain sum would let mistakes through whose gradients cancel.
+    A plain sum would miss mistakes whose gradients cancel.
     """
     return [0.5 + (0.618 * (i + 1)) % 1 for i in range(n)]
 
 
 def each(f: Callable[..., Any], *, inner: int = 0) -> Callable[..., Nested]:
-    """A definition of one element, on nested lists of any depth: `inner` axes stay together."""
+    """Map a definition of one element over nested lists, keeping `inner` axes together."""
 
     def lift(lists: Sequence[Nested], numbers: dict[str, Any]) -> Nested:
         if len(shape(lists[0])) == inner:

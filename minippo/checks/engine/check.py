@@ -1,4 +1,4 @@
-"""A check: what is right, on which inputs, which mistakes are known, and the verdict."""
+"""A check: the right answer, the inputs, the known mistakes and the verdict."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from minippo.checks.engine.observe import Observation, observe
 from minippo.checks.engine.result import Result, Solution
 from minippo.checks.mistakes import CATALOGUE, Flawed, Mistake
 
-SEED = 2027  # of the cases that a notebook sees; a grader has its own
+SEED = 2027  # seed of a notebook's cases; a grader uses its own
 Function = Callable[..., Any]
 
 
@@ -23,14 +23,14 @@ class Check:
     """Call it with your function: `checks.gae(my_gae)`.
 
     Attributes:
-        reference: minippo's function: its signature is asked for, its source is the solution.
-        definition: slow loops on the nested lists of a case, with the reference's arguments.
-        cases: the inputs for one size and seed.
-        slopes: arguments that the gradient must reach.
-        no_slopes: arguments that no gradient may reach.
-        optional: keywords that a student's function may leave out; they are then not checked.
-        call: how the function is called, where it is not called like the reference.
-        regions: phrase -> where it holds among the outputs, for "wrong only where ...".
+        reference: minippo's function: its signature is required, its source is the solution.
+        definition: Slow loops over a case's nested lists, with the reference's arguments.
+        cases: The inputs for one size and seed.
+        slopes: Arguments that the gradient must reach.
+        no_slopes: Arguments that no gradient may reach.
+        optional: Keywords a student's function may omit; they are then not checked.
+        call: How to call the function, if not like the reference.
+        regions: Phrase -> the outputs where it holds, for "wrong only where ...".
     """
 
     reference: Function
@@ -44,18 +44,18 @@ class Check:
 
     @property
     def name(self) -> str:
-        """Of the function that is asked for."""
+        """Name of the function being checked."""
         return self.reference.__name__
 
     @property
     def flawed(self) -> Flawed:
-        """Its known mistakes."""
+        """The function's known mistakes."""
         return CATALOGUE[self.name]
 
     def __call__(self, function: Function, *, seed: int | str = SEED) -> Result:
-        """Is `function` right, in value and gradient? The result shows itself.
+        """Check the value and gradient of `function`. The result displays itself.
 
-        Another seed asks other questions: a grader's is not the notebook's.
+        A different seed gives different cases: a grader's seed is not the notebook's.
         """
         if problem := self.signature_problem(function):
             return Result(self.name, False, problem)
@@ -67,7 +67,7 @@ class Check:
         return result
 
     def generate(self, seed: int | str, left_out: Sequence[str] = ()) -> Iterator[Case]:
-        """The cases of a seed, from the smallest, without those that need a keyword left out."""
+        """Yield a seed's cases, smallest first, except those that need an omitted keyword."""
         for draw in draws(f"{self.name} {seed}"):
             for case in self.cases(draw):
                 asked = not any(name in case.inputs for name in left_out)
@@ -75,12 +75,12 @@ class Check:
                     yield case
 
     def observe(self, function: Function, case: Case) -> Observation:
-        """What the function does on a case."""
+        """Run the function on a case and record what it does."""
         slopes = [*self.slopes, *self.no_slopes] if case.slopes else []
         return observe(lambda inputs: self._called(function, inputs), case, slopes)
 
     def expected(self, case: Case) -> Expected:
-        """What is right on a case: the definition's value, and its slopes by differences."""
+        """Return a case's right answer: the definition's value and finite-difference slopes."""
         slopes = {
             name: gradient(partial(self._weighted, case, name), case.inputs[name])
             for name in self.slopes
@@ -95,7 +95,7 @@ class Check:
     def judge(
         self, cases: Sequence[Case], seen: Sequence[Observation], left_out: Sequence[str] = ()
     ) -> Result:
-        """The verdict on what was seen."""
+        """Return the verdict on the observations."""
         if all(observation.kind == "unfinished" for observation in seen):
             says = "not finished yet. Put your code where the ... is, and run this again."
             return Result(self.name, False, says, finished=False)
@@ -119,21 +119,21 @@ class Check:
     def recognise(
         self, cases: Sequence[Case], seen: Sequence[Observation], failures: Sequence[Failure | None]
     ) -> tuple[Mistake, ...]:
-        """The known mistake, or pair of them, which explains everything that was seen."""
-        # Where it failed the candidates differ most: look there first, and drop out early.
+        """Find the known mistake, or pair of mistakes, that explains all observations."""
+        # Failing cases separate the candidates best: try them first and stop early.
         order = sorted(range(len(cases)), key=lambda i: failures[i] is None)
         for mistakes in self.flawed.combinations():
             version = self.flawed.version([mistake.name for mistake in mistakes])
             if not all(alike(seen[i], self.observe(version, cases[i]), cases[i]) for i in order):
                 continue
-            # A mistake that these cases do not show, as of a keyword left out, explains nothing.
+            # A mistake that no case exercises, e.g. in an omitted keyword, explains nothing.
             first = cases[order[0]]
             if failure(first, self.expected(first), self.observe(version, first)):
                 return mistakes
         return ()
 
     def _called(self, function: Function, inputs: dict[str, Any]) -> Any:
-        """By default tensors by position and the rest as in the reference's signature."""
+        """Call it, by default with tensors by position and the rest as the reference takes it."""
         if self.call is not None:
             return self.call(function, inputs)
         keywords = _keywords(self.reference)
@@ -141,7 +141,7 @@ class Check:
         return function(*args, **{name: inputs[name] for name in keywords if name in inputs})
 
     def left_out(self, function: Function) -> list[str]:
-        """Optional keywords that the function does not take."""
+        """Optional keywords that the function does not accept."""
         signature = _signature(function)
         if signature is None:
             return list(self.optional)
@@ -151,7 +151,7 @@ class Check:
         return [name for name in self.optional if name not in parameters]
 
     def signature_problem(self, function: Any) -> str:
-        """Why the function cannot even be called; "" if it can."""
+        """Explain why the function cannot be called; "" if it can."""
         if not callable(function):
             return f"not yet. A function is needed; a {type(function).__name__} came."
         signature = _signature(function)
@@ -163,7 +163,7 @@ class Check:
         def listen(*args: Any, **keywords: Any) -> None:
             called.extend([*names[: len(args)], *keywords])
             signature.bind(*args, **keywords)
-            raise StopIteration  # that it takes these is all that was asked
+            raise StopIteration  # it accepts them: nothing else is tested here
 
         case = next(iter(self.generate(SEED, self.left_out(function))))
         try:
@@ -176,7 +176,7 @@ class Check:
 
 
 def _signature(function: Function) -> inspect.Signature | None:
-    """What it can be called with; None where nobody knows, as of torch's own functions."""
+    """Return the signature; None if unknown, as for torch's own functions."""
     try:
         return inspect.signature(function)
     except ValueError:
@@ -192,7 +192,7 @@ _ATTEMPTED: set[str] = set()
 
 
 def show_solution(check: Check) -> Solution:
-    """The reference's source after one attempt; otherwise on asking twice."""
+    """Show the reference's source after one attempt, or if asked twice."""
     known = check.name in _ATTEMPTED
     _ATTEMPTED.add(check.name)
     return Solution(check.name, check.reference if known else None)

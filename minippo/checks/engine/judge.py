@@ -1,4 +1,4 @@
-"""Compare what a function did with what it should have done, and say what is wrong."""
+"""Compare what a function did with what it should have done and describe the error."""
 
 import math
 from collections import Counter
@@ -15,12 +15,12 @@ Region = Callable[[dict[str, Nested]], Nested]  # inputs -> True where it holds,
 
 @dataclass(frozen=True)
 class Expected:
-    """What is right on a case.
+    """The right answer for a case.
 
     Attributes:
-        value: of the definition.
-        slopes: argument -> gradient of sum(weights * value).
-        none: arguments that no gradient may reach.
+        value: The definition's value.
+        slopes: Argument -> gradient of sum(weights * value).
+        none: Arguments that no gradient may reach.
     """
 
     value: Nested
@@ -30,7 +30,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Failure:
-    """One case that went wrong: `part` is "value", "slope of x", ..., `says` a sentence on it."""
+    """One failing case: `part` is "value", "slope of x", ...; `says` describes it."""
 
     case: Case
     part: str
@@ -40,7 +40,7 @@ class Failure:
 
 
 def failure(case: Case, expected: Expected, seen: Observation) -> Failure | None:
-    """What is wrong on this case, the most basic first; None if nothing is."""
+    """Return the most basic error on this case; None if there is none."""
     if seen.kind == "raised":
         return Failure(case, "raised", f"It raised an error.\n{seen.message}")
     if seen.kind == "unfinished":
@@ -93,7 +93,7 @@ def zeros(x: Nested) -> Nested:
 
 
 def close(got: Nested, expected: Nested, tolerance: float = TOLERANCE) -> bool:
-    """Every number within the tolerance; NaN equals NaN and inf equals inf."""
+    """Are all numbers within the tolerance? NaN equals NaN and inf equals inf."""
     pairs = zip(flat(got), flat(expected), strict=True)
     return all(_near(a, b, tolerance) for a, b in pairs)
 
@@ -105,8 +105,8 @@ def _near(a: float, b: float, tolerance: float) -> bool:
 
 
 def alike(a: Observation, b: Observation, case: Case) -> bool:
-    """Did two functions do the same on a case, but for rounding?"""
-    # In half precision each order of operations has errors of its own.
+    """Did two functions do the same on a case, up to rounding?"""
+    # In half precision the rounding error depends on the order of operations.
     tolerance = 10 * TOLERANCE if case.dtype == "float32" else 0.03
     if a.kind != b.kind or shape(a.value) != shape(b.value):
         return False
@@ -127,13 +127,13 @@ def alike(a: Observation, b: Observation, case: Case) -> bool:
     return True
 
 
-# ---- what to say of a mistake that nobody has catalogued -------------------------------------
+# ---- describing a mistake that is not in the catalogue ---------------------------------------
 
 
 def properties(
     cases: Sequence[Case], failures: Sequence[Failure | None], regions: Mapping[str, Region]
 ) -> list[str]:
-    """What all the failures have in common, in sentences."""
+    """Describe in sentences what all failures have in common."""
     wrong = [f for f in failures if f is not None]
     right = [case for case, f in zip(cases, failures, strict=True) if f is None]
     said = []
@@ -149,7 +149,7 @@ def properties(
 
 
 def _numbers(right: list[Case], wrong: list[Failure]) -> list[str]:
-    """The keyword whose value decides whether it is right: wrong in half of those cases or more."""
+    """Find the keyword value that decides: wrong in at least half of the cases that have it."""
     said = []
     for name, x in wrong[0].case.inputs.items():
         if not isinstance(x, int | float):
@@ -168,7 +168,7 @@ def _list(values: set[str]) -> str:
 
 
 def _relation(values: list[Failure]) -> list[str]:
-    """Is the wrong answer the right one times a factor, or plus a constant?"""
+    """Is the wrong answer the right one times a factor or plus a constant?"""
     pairs = [
         (a, b) for f in values for a, b in zip(flat(f.got), flat(f.expected), strict=True)
         if math.isfinite(a) and math.isfinite(b)
@@ -191,7 +191,7 @@ def _relation(values: list[Failure]) -> list[str]:
 
 
 def _places(values: list[Failure], regions: Mapping[str, Region]) -> list[str]:
-    """Phrases that hold wherever it is wrong, and not everywhere."""
+    """Find phrases that hold wherever the answer is wrong but not everywhere."""
     said = []
     for phrase, region in (_MASKED | dict(regions)).items():
         inside, outside = list[bool](), list[bool]()
@@ -234,7 +234,7 @@ _MASKED: dict[str, Region] = {
 
 
 def shown(f: Failure) -> list[str]:
-    """The case, line by line, short enough to work through by hand."""
+    """Show the case line by line, short enough to work through by hand."""
     lines = [f"The smallest case that fails{f': {f.case.note}' if f.case.note else ''}"]
     lines += [f"  {name} = {rounded(x)}" for name, x in f.case.inputs.items()]
     if f.case.dtype != "float32":
@@ -246,7 +246,7 @@ def shown(f: Failure) -> list[str]:
 
 
 def rounded(x: Nested) -> str:
-    """Nested lists with four digits after the point."""
+    """Round nested lists to four decimals."""
     if isinstance(x, list):
         return "[" + ", ".join(map(rounded, x)) + "]"
     if not isinstance(x, float):

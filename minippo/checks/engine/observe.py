@@ -1,6 +1,6 @@
-"""Call a student's function and write down what it did, as plain numbers.
+"""Call a student's function and record what it did as plain numbers.
 
-This half of a check may run in another process: nothing here knows what is right.
+This half of a check may run in another process: nothing here knows the right answer.
 """
 
 import random
@@ -21,16 +21,16 @@ PACKAGE = str(Path(__file__).parents[1])
 
 @dataclass
 class Observation:
-    """What came of one call.
+    """The outcome of one call.
 
     Attributes:
         kind: "value", "unfinished", "raised" or "wrong type".
-        value: what was returned.
-        dtype: of what was returned.
-        slopes: argument -> gradient of sum(weights * value); None where no gradient arrived.
-        changed: arguments that were modified in place.
-        touched: global random states that moved.
-        message: the exception at its line, or what came instead of a tensor.
+        value: The returned value.
+        dtype: Its dtype.
+        slopes: Argument -> gradient of sum(weights * value); None if no gradient arrived.
+        changed: Arguments that were modified in place.
+        touched: Global random states that were advanced.
+        message: The exception and its line, or what was returned instead of a tensor.
     """
 
     kind: str
@@ -46,18 +46,18 @@ Call = Callable[..., Any]
 
 
 def plain_call(function: Call, inputs: dict[str, Any], keywords: Sequence[str]) -> Any:
-    """Tensors by position, numbers by keyword."""
+    """Call with tensors by position and numbers by keyword."""
     args = [x for name, x in inputs.items() if name not in keywords]
     return function(*args, **{name: inputs[name] for name in keywords if name in inputs})
 
 
-@torch.enable_grad()  # whatever the notebook has switched off
+@torch.enable_grad()  # even if the notebook has disabled it
 def observe(call: Call, case: Case, slopes: Sequence[str]) -> Observation:
-    """Run `call(inputs)` on a case and look at everything that could have happened."""
+    """Run `call(inputs)` on a case and record value, gradients and side effects."""
     inputs = case.tensors()
     wanted = [name for name in slopes if isinstance(inputs.get(name), Tensor)]
     leaves = {name: inputs[name].requires_grad_() for name in wanted}
-    inputs |= {name: leaf.clone() for name, leaf in leaves.items()}  # a leaf resists changes
+    inputs |= {name: leaf.clone() for name, leaf in leaves.items()}  # writing to a leaf raises
     before = {k: x.detach().clone() for k, x in inputs.items() if isinstance(x, Tensor)}
     states = _random_states()
     try:
@@ -95,7 +95,7 @@ def _measure(value: Any, leaves: dict[str, Tensor]) -> Observation:
 
 
 def _is_a_stub(error: NotImplementedError) -> bool:
-    """Was it raised on purpose? torch raises the same for a dtype that it cannot handle."""
+    """Was it raised on purpose? torch raises it too, for dtypes it cannot handle."""
     line = traceback.extract_tb(error.__traceback__)[-1].line
     return not line or "raise" in line.split()
 
@@ -116,7 +116,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _random_states() -> dict[str, Any]:
-    state: Any = numpy.random.get_state()  # its text would take longer than most functions
+    state: Any = numpy.random.get_state()  # its repr would take longer than most functions
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "random": random.getstate(),
@@ -125,7 +125,7 @@ def _random_states() -> dict[str, Any]:
 
 
 def at_their_line(error: BaseException) -> str:
-    """The exception, after the last line of the student's own that led to it."""
+    """Format the exception, prefixed by the last line of the student's code that led to it."""
     said = f"{type(error).__name__}: {error}"
     ours = (PACKAGE, str(Path(torch.__file__).parent))
     frames = [

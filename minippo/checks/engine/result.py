@@ -1,4 +1,4 @@
-"""What a check says, in a notebook or a terminal."""
+"""A check's report, for a notebook or a terminal."""
 
 import html
 import inspect
@@ -11,14 +11,14 @@ from minippo.checks.mistakes import Mistake
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """The verdict on a function. It shows itself; `.require()` is for graders.
+    """The verdict on a function. It displays itself; `.require()` is for graders.
 
     Attributes:
-        name: of the function that was asked for.
-        passed: right in value and gradient, on every case.
-        headline: the verdict in one line.
-        mistakes: those of the catalogue that explain all that was seen; usually none or one.
-        lines: what else there is to say, line by line.
+        name: Name of the function checked.
+        passed: True if value and gradient are right on every case.
+        headline: The verdict in one line.
+        mistakes: Catalogued mistakes that explain all observations; usually none or one.
+        lines: Further lines of the report.
         finished: False while there is nothing to judge.
     """
 
@@ -31,16 +31,16 @@ class Result:
 
     @property
     def mistake(self) -> str | None:
-        """The name of the mistake that was recognised, if one was."""
+        """Name of the recognised mistake, if any."""
         return " and ".join(mistake.name for mistake in self.mistakes) or None
 
     def require(self) -> None:
-        """Raise AssertionError with the whole message unless the check passed."""
+        """Raise AssertionError with the full message unless the check passed."""
         if not self.passed:
             raise AssertionError(str(self))
 
     def _explained(self) -> list[tuple[str, str]]:
-        """(label, sentence) of each recognised mistake."""
+        """Return (label, sentence) pairs of the recognised mistakes."""
         pairs = []
         for mistake in self.mistakes:
             parts = {

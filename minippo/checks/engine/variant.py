@@ -1,4 +1,4 @@
-"""A check whose truth has a convention of its own, drawn from the catalogue for a homework."""
+"""A check against a different convention, drawn from the catalogue for a homework."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -17,18 +17,18 @@ def _handed_in(name: str, what: str) -> Mistake:
 
 @dataclass(frozen=True)
 class Variant(Check):
-    """What the flags of `drawn` do is right here; minippo's own version is a named mistake.
+    """A check for which the flags in `drawn` are right and minippo's version is a named mistake.
 
     Attributes:
-        drawn: names of mistakes of the catalogue that this homework asks for.
-        previous: label of another draw, such as last year's -> what it asked for.
+        drawn: Names of the catalogued mistakes that this homework requires.
+        previous: Label of another draw, such as last year's -> what it required.
     """
 
     drawn: frozenset[str] = frozenset()
     previous: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def expected(self, case: Case) -> Expected:
-        """The flawed function with the drawn flags, in double precision."""
+        """Run the flawed function with the drawn flags in double precision."""
         if not self.drawn:
             return super().expected(case)
         wide = replace(case, dtype="float64")
@@ -43,7 +43,7 @@ class Variant(Check):
     def recognise(
         self, cases: Sequence[Case], seen: Sequence[Observation], failures: Sequence[Failure | None]
     ) -> tuple[Mistake, ...]:
-        """Another convention, or a known mistake on top of the one that was asked for."""
+        """Find another convention, or a known mistake on top of the required one."""
         order = sorted(range(len(cases)), key=lambda i: failures[i] is None)
         for flags, mistakes in self._candidates():
             version = self.flawed.version(flags)
@@ -70,8 +70,8 @@ class Variant(Check):
 def variant(
     check: Check, drawn: Sequence[str], previous: Mapping[str, Sequence[str]] | None = None
 ) -> Variant:
-    """The check with another truth."""
-    check.flawed.version(drawn)  # the names are known, or it says so
+    """Return the check with a different right answer."""
+    check.flawed.version(drawn)  # raises if a name is unknown
     kept = {f.name: getattr(check, f.name) for f in fields(Check)}
     others = {label: frozenset(flags) for label, flags in (previous or {}).items()}
     return Variant(**kept, drawn=frozenset(drawn), previous=others)

@@ -1,9 +1,9 @@
-"""The catalogue of wrong implementations: what people do, what comes of it, and who did it.
+"""The catalogue of wrong implementations: what people do, what it causes, and who did it.
 
-Each function of the course has one flawed version here whose mistakes are flags: with no flag up
-it is right, with one up it makes that mistake, with two up both. So a check can recognise what a
-student did, the bug zoo can run it, and homework can turn a mistake into a convention that is
-asked for. `CATALOGUE["gae"].version({"name of a mistake"})` is a function to call.
+Each function of the course has one flawed version here whose mistakes are flags: with no flag set
+it is right, with one set it makes that mistake, with two set it makes both. So a check can
+recognise what a student did, the bug zoo can run it, and homework can require a mistake as a
+convention. `CATALOGUE["gae"].version({"name of a mistake"})` returns such a function.
 """
 
 import functools
@@ -20,12 +20,12 @@ class Mistake:
     """One mistake.
 
     Attributes:
-        name: what it is called, and the flag that switches it on.
-        what: one sentence on what was done.
-        hint: one sentence that points to the mend without saying it.
-        symptom: what it does to training; "" where no run or derivation of ours shows it.
-        source: where the field got it wrong, or "a first-time solver".
-        convention: the sentence that asks for it on purpose, in homework; "" where nobody would.
+        name: The mistake's name, which is also its flag.
+        what: One sentence on what was done.
+        hint: One sentence that points towards the fix without giving it away.
+        symptom: Its effect on training; "" if no run or derivation of ours shows it.
+        source: Where the field got it wrong, or "a first-time solver".
+        convention: The sentence that requires it on purpose, in homework; "" if nobody would.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Flawed:
-    """A function with all the mistakes known for it."""
+    """A function with all its known mistakes."""
 
     name: str
     function: Callable[..., Any]
@@ -48,7 +48,7 @@ class Flawed:
         return next(mistake for mistake in self.mistakes if mistake.name == name)
 
     def version(self, flags: Collection[str]) -> Callable[..., Any]:
-        """The function with these mistakes made."""
+        """Return the function with these mistakes."""
         if unknown := set(flags) - {mistake.name for mistake in self.mistakes}:
             raise ValueError(
                 f"version: flags must be mistakes of {self.name}, got {sorted(unknown)}."
@@ -56,7 +56,7 @@ class Flawed:
         return functools.partial(self.function, frozenset(flags))
 
     def combinations(self, at_most: int = 2) -> Iterator[tuple[Mistake, ...]]:
-        """Each mistake alone, then each pair."""
+        """Yield each mistake alone, then each pair."""
         for size in range(1, at_most + 1):
             yield from itertools.combinations(self.mistakes, size)
 
@@ -67,8 +67,8 @@ CATALOGUE: dict[str, Flawed] = {}
 def flawed(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Enter a function `f(flags, *args, **kwargs)` and its mistakes in the catalogue.
 
-    What is said of a mistake is in the .toml beside the function's file, under its name, or under
-    "function: name" where another function's mistake has the same name.
+    A mistake's sentences are in the .toml next to the function's file, under its name, or under
+    "function: name" if another function's mistake has the same name.
     """
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +87,7 @@ def _sentences(topic: str) -> dict[str, dict[str, str]]:
     return tomllib.loads(Path(__file__).with_name(f"{topic}.toml").read_text(encoding="utf-8"))
 
 
-# Entering happens on import; the modules need `flawed` from above.
+# Importing the modules fills the catalogue; they need `flawed` from above.
 from minippo.checks.mistakes import (  # noqa: E402
     advantages,  # noqa: F401
     alternatives,  # noqa: F401

@@ -147,7 +147,7 @@ def gae(
     decay = lam if "lambda without gamma" in flags else decay
     decay = gamma * (1 - lam) if "1 - lambda for lambda" in flags else decay
     decay = 0.0 if "one step only" in flags else decay
-    flows = torch.ones_like(mask)  # behind the last real token all is zero already
+    flows = torch.ones_like(mask)  # everything after the last real token is already zero
     if "ends one token early" in flags:
         flows = _earlier(_earlier(mask))
     forwards = "forwards in time" in flags
@@ -178,7 +178,7 @@ def _gae_errors(
     lam: float,
     bootstrap: Tensor | None,
 ) -> Tensor:
-    """The TD errors that are summed up, zero on padding."""
+    """The TD errors to be summed, zero on padding."""
     real = _earlier(mask) if "EOS left out" in flags else mask
     real = _later(real) if "slot after EOS takes part" in flags else real
     if LEAK in flags:
@@ -192,7 +192,7 @@ def _gae_errors(
     if "V_t missing in the TD error" in flags:
         deltas = deltas + values
     if "ends one token early" in flags:
-        lost = _earlier(mask) & ~_earlier(_earlier(mask))  # the last token but one
+        lost = _earlier(mask) & ~_earlier(_earlier(mask))  # the second-to-last token
         following = torch.cat([values[:, 1:], zeros_like(values[:, :1])], 1)
         deltas = where(lost, deltas - gamma * following, deltas)
     if "last column skipped" in flags:
@@ -278,7 +278,7 @@ def sequence_advantages(flags: frozenset[str], scores: Tensor, values: Tensor) -
 def shape_rewards(
     flags: frozenset[str], scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float
 ) -> Tensor:
-    """-kl_coef * kl, and the score on the last real token."""
+    """-kl_coef * kl, plus the score on the last real token."""
     time = mask.shape[1]
     price = 1.0 if "coefficient forgotten" in flags else kl_coef
     if "coefficient on the score" in flags:
@@ -313,7 +313,7 @@ def shape_rewards(
 
 
 def _kl_moved(flags: frozenset[str], kl: Tensor, mask: Tensor, last: Tensor) -> Tensor:
-    """The KL that each token is charged."""
+    """The KL charged to each token."""
     total = kl.sum(1, keepdim=True)
     mean = total / mask.sum(1, keepdim=True)
     if "KL paid at the end" in flags:

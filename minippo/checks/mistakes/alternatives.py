@@ -59,7 +59,7 @@ def dpo_loss(
     "leave-one-out",
 )
 def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool = True) -> Tensor:
-    """(score - mean) / sqrt(variance + 1e-8), group by group."""
+    """(score - mean) / sqrt(variance + 1e-8), per group."""
     dims = (0, 1) if "one group for all" in flags else (0,) if "axes swapped" in flags else (1,)
     centred = scores - scores.mean(dims, keepdim=True)
     squares = (centred**2).sum(dims, keepdim=True)

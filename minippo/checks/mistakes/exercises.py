@@ -1,4 +1,4 @@
-"""Mistakes about exercises whose solutions minippo itself does not need."""
+"""Mistakes about exercises whose solutions minippo does not use itself."""
 
 import torch
 from torch import Tensor, where
@@ -89,7 +89,7 @@ def sequence_ratio(
     CUT,
 )
 def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the real tokens of -sum of p log p."""
+    """Mean over the real tokens of -sum of p log p."""
     z = _wide(logits, flags)
     log_p, p = z.log_softmax(-1), z.softmax(-1)
     if "0 log 0 is NaN" not in flags:
@@ -181,7 +181,7 @@ def optimal_policy(
     CUT,
 )
 def accumulated_loss(flags: frozenset[str], losses: Tensor, mask: Tensor) -> Tensor:
-    """The sum over the real tokens of all micro-batches, over their number."""
+    """Sum over the real tokens of all micro-batches, divided by their number."""
     kept = losses * mask if LEAK in flags else where(mask, losses, 0.0)
     counted = torch.ones_like(mask) if "padding counted" in flags else mask
     if "the last micro-batch alone" in flags:
@@ -211,7 +211,7 @@ def accumulated_loss(flags: frozenset[str], losses: Tensor, mask: Tensor) -> Ten
 def first_ratio_error(
     flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor, mask: Tensor
 ) -> Tensor:
-    """The largest |ratio - 1| over the real tokens."""
+    """Largest |ratio - 1| over the real tokens."""
     new, old = _wide(log_probs, flags), _wide(old_log_probs, flags)
     difference = old - new if "upside down" in flags else new - old
     if LEAK not in flags and "padding counted" not in flags:

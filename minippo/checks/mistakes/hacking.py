@@ -1,4 +1,4 @@
-"""Mistakes about what a watcher of reward hacking computes."""
+"""Mistakes about measures of reward hacking."""
 
 import math
 from itertools import pairwise
@@ -21,7 +21,7 @@ from minippo.checks.mistakes import flawed
     "one rank too high",
 )
 def best_of_n_mean(flags: frozenset[str], proxy: Tensor, gold: Tensor, n: int) -> Tensor:
-    """Sum of C(i - 1, n - 1) / C(N, n) times the gold of rank i."""
+    """Sum of C(i - 1, n - 1) / C(N, n) times the gold reward of rank i."""
     size = len(proxy)
     paid = proxy if "proxy returned" in flags else gold
     key = gold if "ranked by gold" in flags else proxy
@@ -56,7 +56,7 @@ def best_of_n_mean(flags: frozenset[str], proxy: Tensor, gold: Tensor, n: int) -
     "share of repetitions",
 )
 def distinct_n(flags: frozenset[str], tokens: Tensor, mask: Tensor, n: int) -> Tensor:
-    """Different n-grams over n-grams."""
+    """Distinct n-grams over all n-grams."""
     mask = torch.ones_like(mask) if "padding counted" in flags else mask
     size = 1 if "single tokens" in flags else n
     texts = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]

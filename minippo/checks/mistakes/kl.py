@@ -1,4 +1,4 @@
-"""Mistakes about the KL divergence and what steers its coefficient."""
+"""Mistakes about the KL divergence and the controllers of its coefficient."""
 
 import math
 from typing import Any
@@ -167,9 +167,9 @@ def PenaltyKL(flags: frozenset[str], coef: float, **rest: Any) -> _Controller:  
 
 
 def coefficients(make: Any, inputs: dict[str, Any]) -> Any:
-    """The coefficient after each of a list of updates."""
+    """Return the coefficient after each of a list of updates."""
     code = getattr(getattr(make, "update", None), "__code__", None)
-    if code is not None and not code.co_names:  # it touches nothing: still a stub
+    if code is not None and not code.co_names:  # it uses no name: still a stub
         raise NotImplementedError
     settings = {name: inputs[name] for name in ("target", "horizon") if name in inputs}
     controller = make(inputs["coef"], **settings)
@@ -184,6 +184,6 @@ def coefficients(make: Any, inputs: dict[str, Any]) -> Any:
 
 
 def _names_something(function: Any) -> bool:
-    """False where the body is `...` or `pass`: it reads no attribute and calls nothing."""
+    """Return False if the body is `...` or `pass`: it reads no attribute and calls nothing."""
     code = getattr(function, "__code__", None)
     return code is None or bool(code.co_names)

@@ -33,7 +33,7 @@ def _cut(x: Tensor, flags: frozenset[str]) -> Tensor:
 def token_log_probs(
     flags: frozenset[str], logits: Tensor, tokens: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """The log-softmax over the vocabulary, read at the token."""
+    """Log-softmax over the vocabulary at the token."""
     z = _wide(logits, flags)
     if "temperature multiplies" in flags:
         z = z * temperature
@@ -57,7 +57,7 @@ def token_log_probs(
 
 @flawed("mean instead of sum", "padding counted", "mask multiplied", "EOS left out")
 def sequence_log_prob(flags: frozenset[str], log_probs: Tensor, mask: Tensor) -> Tensor:
-    """The sum over each row's real tokens."""
+    """Sum over each row's real tokens."""
     if "EOS left out" in flags:
         last = mask.sum(1, keepdim=True) - 1
         mask = mask.scatter(1, last, False)

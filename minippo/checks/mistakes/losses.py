@@ -112,7 +112,7 @@ def clip_is_active(
     *,
     dual_clip: float | None = None,
 ) -> Tensor:
-    """True where a clip makes the gradient zero."""
+    """True where clipping makes the gradient zero."""
     low, high = 1 - clip_range, 1 + clip_range
     edges = "edges counted" in flags
     above, below = (ratio >= high, ratio <= low) if edges else (ratio > high, ratio < low)
@@ -193,7 +193,7 @@ def value_loss(
     CUT,
 )
 def reinforce_loss(flags: frozenset[str], log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """-A * log p, A a constant."""
+    """-A * log p, with A constant."""
     if "advantages not detached" not in flags:
         advantages = advantages.detach()
     if "advantage forgotten" in flags:

@@ -63,7 +63,7 @@ def whiten(flags: frozenset[str], x: Tensor, mask: Tensor, *, keep_mean: bool = 
     n = counted.sum(dims, keepdim=True)
     mean = kept(clean).sum(dims, keepdim=True) / n
     squares = kept(clean - mean) ** 2
-    bessel = int("Bessel's correction" in flags)  # one token alone: 0 / 0
+    bessel = int("Bessel's correction" in flags)  # a single token gives 0 / 0
     variance = squares.sum(dims, keepdim=True) / (n - bessel)
     scale = (variance + 1e-8) ** (-1.0 if "variance instead of its root" in flags else -0.5)
     if "scale forgotten" in flags:

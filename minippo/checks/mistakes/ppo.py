@@ -10,7 +10,7 @@ from minippo.checks.mistakes import flawed
 
 @flawed("EOS left out", "tokens that are not EOS", "up to the last EOS", "cut-off responses lost")
 def response_mask(flags: frozenset[str], ids: Tensor, eos_token_id: int) -> Tensor:
-    """True up to the first EOS and on it."""
+    """True up to and including the first EOS."""
     is_eos = ids == eos_token_id
     seen = is_eos.long().cumsum(1)
     mask = (seen - is_eos.long()) == 0
@@ -138,7 +138,7 @@ def _value_loss(
 def ppo_update(
     flags: frozenset[str], policy: Any, optimizer: Any, rollout: Any, config: Any
 ) -> None:
-    """Rewards, advantages and returns once; then the epochs, each with the whole rollout."""
+    """Rewards, advantages and returns once; then epochs, each over the whole rollout."""
     advantages, returns = _credit(flags, rollout, rollout.values, config)
     batch = rollout
     for epoch in range(1 if "one epoch only" in flags else config.epochs):
@@ -187,7 +187,7 @@ def _credit(
 
 
 def _remeasured(policy: Any, rollout: Any) -> Any:
-    """The rollout with log-probs of the policy as it is now."""
+    """Return the rollout with log-probs under the current policy."""
     r, kind = rollout.responses, type(rollout)
     logits = policy(r.tokens, None, keep=rollout.mask.shape[1] + 1)[0].detach()
     log_p = logits[:, :-1].log_softmax(-1).gather(-1, r.ids.unsqueeze(-1)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Mistakes about what training costs and about the learning rate's schedule."""
+"""Mistakes about the cost of training and the learning rate's schedule."""
 
 from torch import Tensor, where
 
@@ -19,7 +19,7 @@ from minippo.checks.mistakes import flawed
 def training_memory(
     flags: frozenset[str], billions: Tensor, trained: Tensor, *, weight_bytes: int
 ) -> Tensor:
-    """Bytes a weight, times billions of weights."""
+    """Bytes per weight, times billions of weights."""
     moment = weight_bytes if "moments as short as the weights" in flags else 4
     short = weight_bytes < 4 or "master copy of float32" in flags
     each = weight_bytes
@@ -46,7 +46,7 @@ def training_memory(
 def learning_rates(
     flags: frozenset[str], steps: Tensor, *, base: float, warmup_steps: int, total_steps: int
 ) -> Tensor:
-    """Warm-up times a linear fall."""
+    """Warm-up times a linear decay."""
     first = 0 if "the first step learns nothing" in flags else 1
     warm = (steps + first) / warmup_steps
     if "the warm-up goes on" not in flags:
