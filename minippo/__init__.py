@@ -1,7 +1,7 @@
 """minippo: PPO for RLHF of language models, small enough to read in an hour.
 
-Files are PPO; folders teach it. Read the files in this order. The mathematics, re-exported here,
-needs only torch and jaxtyping: `log_probs`, `masking`, `advantages`, `losses`, `kl`,
+Files are PPO, and folders teach it. Read the files in this order. The mathematics, re-exported
+here, needs only torch and jaxtyping: `log_probs`, `masking`, `advantages`, `losses`, `kl`,
 `alternatives`. Then come the data and the models (`responses`, `data`, `hub`, `models`), the stages
 (`scores`, `rollout`, `sft`, `reward_model`) and the algorithm (`ppo`, `processes`, `checkpoint`,
 `trainer`), each imported by its own name: `from minippo.trainer import PPOTrainer`.

@@ -34,7 +34,7 @@ def previous(folder: Path) -> Path:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """True if there is a checkpoint in `folder`, or the one that it replaced."""
+    """True if `folder` is a checkpoint, or the one that it replaced is still there."""
     return (folder / STATE).exists() or (previous(folder) / STATE).exists()
 
 

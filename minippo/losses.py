@@ -18,8 +18,8 @@ def probability_ratio(
     """r = exp(log p - log p_old) = p / p_old: above 1, the token became more likely.
 
     `old` is the policy that sampled, at the sampling temperature, and stays fixed while a rollout
-    is reused, so r = 1 at the first minibatch of every rollout. Not the reference policy of the
-    KL penalty. Source: Schulman et al. 2017 (arXiv:1707.06347), sec. 3. OpenRLHF and verl clamp
+    is reused, so r = 1 at the first minibatch of every rollout. It is not the reference policy of
+    the KL penalty. Source: Schulman et al. 2017 (arXiv:1707.06347), sec. 3. OpenRLHF and verl clamp
     the log-ratio to +-20; here an overflow shows as inf.
 
     >>> from torch import tensor

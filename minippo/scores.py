@@ -227,13 +227,13 @@ def normalized_score(
     """Scale scores to mean 0 and deviation 1: (score - mean) / std, then clip to +-clip.
 
     If given, `mean` and `std` are fixed, as in lm-human-preferences, which measures them once on
-    the first policy's responses. Otherwise they run over all scores so far, the current batch
-    included (TRL 0.11's `use_score_scaling` and `use_score_norm`); running ones are not part of a
-    checkpoint.
+    the first policy's responses. Otherwise they are running estimates over all scores so far,
+    the current batch included (TRL 0.11's `use_score_scaling` and `use_score_norm`); these are not
+    part of a checkpoint.
 
     Args:
         score: a score function with one number per response.
-        mean: subtracted from the scores; None, with std None: running.
+        mean: the mean to subtract; None (and then std is None): a running one.
         std: the divisor, above 0.
         clip: the largest absolute value of a result, in deviations; None: not clipped.
     """

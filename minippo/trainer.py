@@ -1,9 +1,9 @@
 """The PPO loop: collect a rollout, update on it, repeat; plus saving and resuming.
 
 `step` is `update(collect(prompts))`. Each part of `update` is a method to override or a pure
-function in `ppo`. accelerate provides the device, several processes and trackers. Accumulation is
-ours: each micro-batch's sums are divided by the *whole* minibatch's number of real tokens, because
-the mean of the means of ragged micro-batches has a different gradient.
+function in `ppo`. accelerate provides the device, several processes and trackers, but gradients are
+accumulated here: each micro-batch's sums are divided by the *whole* minibatch's number of real
+tokens, because the mean of the means of ragged micro-batches has a different gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence

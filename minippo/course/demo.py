@@ -65,7 +65,7 @@ def demo(seed: int, output: Path) -> int:
     score = load_score("tiny-gpt2-reward", tokenizer)
     before, first = examine(policy, reference, tokenizer, score)
     config = replace(DEMO, seed=seed)
-    print(f"PPO on tiny-gpt2-sft, {STEPS} steps of {config.rollout_size} responses, judged by "
+    print(f"PPO on tiny-gpt2-sft, {STEPS} steps of {config.rollout_size} responses, scored by "
           "tiny-gpt2-reward alone.")  # fmt: skip
     trainer = PPOTrainer(policy, reference, score, tokenizer, config)
     trainer.train(load_prompts("prompts-train"), STEPS)

@@ -4,11 +4,11 @@ The file runs in a separate process with limits on time, memory and file size; i
 returns numbers. The seed of the inputs and the verdict stay here: whatever a file does to its own
 process costs only its own points.
 
-What this does not protect from: the process has your rights. A file can read, change and delete
-whatever you can, use the network, kill your other processes, and start some that live on. And
-minippo is the answer key: anyone who looks will find it on the disk (`homework` draws different
-conventions).
-Grade the files of people whom you do not trust as another user, in a container without a network.
+What this does not protect against: the process has your rights. A file can read, change and delete
+whatever you can, use the network, kill your other processes, and start new ones that outlive it.
+And minippo is the answer key: anyone who looks will find it on the disk (`homework` draws different
+conventions). Grade files from people you do not trust as another user, in a container without a
+network.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Draw a homework: `python -m minippo homework --seed 2027A --out DIR`.
+"""Draw homework: `python -m minippo homework --seed 2027A --out DIR`.
 
-minippo's functions are public, so a homework asks for the same functions with a different
+minippo's functions are public, so homework asks for the same functions with a different
 convention, drawn from the catalogue. The drawn convention is the specification; the package's own
 version and last year's answer are mistakes that the grader knows by name.
 """

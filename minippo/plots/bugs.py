@@ -13,7 +13,7 @@ from minippo.plots._base import COLOURS, STYLES, Picture, tidy
 
 Rows = Sequence[Mapping[str, Any]]
 HEALTHY, UNDECIDED = "healthy", "not yet"
-TAIL = 3  # the mean of this many last steps is where a curve ended
+TAIL = 3  # a curve's end is the mean of this many last steps
 SAME = 1e-3  # a smaller gap does not count
 BAND = "#dddddd"
 # Statistic -> title, the symbol that gives its colour and line, whether its axis is logarithmic.

@@ -39,7 +39,7 @@ class Curve(NamedTuple):
 # same without KL, with three times the learning rate and a clip range of 0.9. They hold for
 # responses of tens of tokens.
 CURVES = {
-    # The only thing optimised: a run that ends below its start has only unlearned.
+    # The only thing optimised: a run that ends below its start has only got worse.
     "score": Curve("score", "", "reward", "-", 0.0, inf, "change", "it unlearns", ""),
     # lm-human-preferences steers to 6 nats for 24 tokens; our demo ends at 10, free at 270, in text
     # that no annotator has ever judged. Below 0 it is noise of k1 or a sign error.

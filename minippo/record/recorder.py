@@ -27,8 +27,8 @@ class Recorder:
     - ratio: its probability now over that under the policy *at the previous record*; 1 at first.
       With `every=1` that is the effect of one PPO step. (A copy of the policy is kept.)
     - advantage: as the trainer computes it, not whitened, in units of the reward;
-    - kl: to the reference by the configuration's estimator, in nats; k1 may be negative;
-    - entropy: of the distribution it was drawn from, in nats.
+    - kl: KL to the reference by the configuration's estimator, in nats; k1 may be negative;
+    - entropy: that of the distribution the token was drawn from, in nats.
 
     Args:
         path: The output file, which is overwritten; name it .json.

@@ -1,8 +1,8 @@
 """Explorers: a picture from `plots`, some sliders, and one sentence that says what is shown.
 
-Only core ipywidgets (7.7 and 8), so JupyterLab, Notebook 7, VS Code and Colab can show them. No
-mathematics here: a slider moves a picture, and the picture calls minippo's functions. Each has a
-`_panels` twin in `plots` for readers without a kernel.
+They use only core ipywidgets (7.7 and 8), so JupyterLab, Notebook 7, VS Code and Colab can show
+them. There is no mathematics here: a slider moves a picture, and the picture calls minippo's
+functions. Each has a `_panels` twin in `plots` for readers without a kernel.
 """
 
 from minippo.widgets._explorer import Explorer, Question

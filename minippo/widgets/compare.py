@@ -106,7 +106,7 @@ class Comparison(Widget):
             return self.sentence
 
     def back(self) -> str:
-        """Take the last answer back."""
+        """Undo the last answer."""
         with self._lock:
             if self.position:
                 self.labels[self.position - 1] = None

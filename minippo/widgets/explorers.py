@@ -29,7 +29,7 @@ def _choice(label: str, options: Sequence[Any], value: Any) -> ipywidgets.Select
 
 
 def _places(low: float, high: float) -> list[float]:
-    """Forty-one places from low to high, rounded up to the hundredth."""
+    """Forty-one places from low to high, rounded up to hundredths."""
     return [float(x) for x in np.unique(np.ceil(np.linspace(low, high, 41) * 100) / 100)]
 
 

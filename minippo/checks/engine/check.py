@@ -29,7 +29,7 @@ class Check:
         slopes: Arguments that the gradient must reach.
         no_slopes: Arguments that no gradient may reach.
         optional: Keywords a student's function may omit; they are then not checked.
-        call: How to call the function, if not like the reference.
+        call: How to call the function, if not with the reference's arguments.
         regions: Phrase -> the outputs where it holds, for "wrong only where ...".
     """
 

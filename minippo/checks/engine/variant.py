@@ -1,4 +1,4 @@
-"""A check against a different convention, drawn from the catalogue for a homework."""
+"""A check against a different convention, drawn from the catalogue for homework."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
