@@ -172,7 +172,7 @@ def evaluate(
 
     Logits are raw: callers divide by the temperature. Rollout and update both measure with this
     function, so that the first ratio is 1; the update needs no value after the last token
-    (`end_value=False`: then it is 0, and the model reads one position less per row). The results
+    (`end_value=False`: then it is 0, and the model reads one position fewer per row). The results
     are on the responses' device, wherever the policy is.
     """
     check_response_mask("evaluate", responses.mask)

@@ -250,7 +250,7 @@ def bradley_terry_loss(chosen: float, rejected: float, margin: float = 0.0) -> f
 
 
 def sft_loss(logits: list[Rows], tokens: list[list[int]], mask: Mask) -> float:
-    """Mean surprisal of the real tokens."""
+    """Mean surprise at the real tokens, in nats."""
     return -masked_mean(token_log_probs(logits, tokens), mask)
 
 

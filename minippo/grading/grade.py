@@ -160,7 +160,7 @@ def _verdict(check: Check, cases: Sequence[Case], answer: Mapping[str, Any]) -> 
 def _answers(
     path: Path, todo: Mapping[str, str], cases: Mapping[str, Sequence[Case]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield one answer per function; replace a process that dies or hangs before the rest."""
+    """Yield one answer per function; a process that dies or hangs is replaced for the rest."""
     left = dict(todo)
     while left:
         now = ""
