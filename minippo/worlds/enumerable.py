@@ -101,5 +101,5 @@ def optimum(
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> float:
-    """Half the sum of |p - q|, in [0, 1]; the larger of the two prompts'."""
+    """Half the sum of abs(p - q), in [0, 1]; the larger of the two prompts'."""
     return float((0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)).max())
