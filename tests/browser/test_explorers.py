@@ -20,7 +20,7 @@ FIRST_CELL = """
 from minippo import widgets
 from minippo.models import load_policy
 from tests import tiny
-from tests.test_widgets import make
+from tests.widgets.test_explorers import make
 
 def shown(name, explorer):
     explorer.box.add_class(f"x-{name}")
