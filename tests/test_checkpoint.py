@@ -198,11 +198,11 @@ KILLED = """
 import os, signal, sys
 import torch
 from tests.test_checkpoint import make, train
-from minippo import trainer
-trainer_ = train(make(), 3)
+from minippo import checkpoint
+trainer = train(make(), 3)
 def die(*args): os.kill(os.getpid(), signal.SIGKILL)
-trainer.save_file = die
-trainer_.save(sys.argv[1])
+checkpoint.save_file = die
+trainer.save(sys.argv[1])
 """
 
 
