@@ -54,7 +54,7 @@ def saved(tmp_path):
 
 
 def steps(folder):
-    """How many steps a checkpoint has behind it: found by resuming from it."""
+    """How many steps a checkpoint has taken: found by resuming from it."""
     trainer = make()
     trainer.resume(folder)
     return len(trainer.history)
@@ -118,7 +118,7 @@ def test_a_run_with_lora_can_be_resumed(tmp_path):
 # ---- what is in a checkpoint
 
 
-def test_transformers_opens_it(saved):
+def test_transformers_opens_a_checkpoint(saved):
     policy = train(make(), 2).policy
     model = AutoModelForCausalLM.from_pretrained(saved)
     tokens = tensor([[1, 2, 3]])
@@ -129,20 +129,20 @@ def test_transformers_opens_it(saved):
     assert tokenizer.get_vocab() == tiny.tokenizer().get_vocab()
 
 
-def test_a_pipeline_opens_it(saved):
+def test_a_pipeline_opens_a_checkpoint(saved):
     writer = pipeline("text-generation", model=str(saved))
     (answer,) = writer("a b", max_new_tokens=4, do_sample=False, pad_token_id=tiny.EOS)
     assert answer["generated_text"].startswith("a b")
 
 
-def test_nothing_in_it_is_a_pickle(saved):
+def test_nothing_in_a_checkpoint_is_a_pickle(saved):
     for file in saved.iterdir():
         assert file.suffix in (".json", ".safetensors", ".jinja", ".txt"), file.name
         assert not zipfile.is_zipfile(file)  # torch.save
         assert not file.read_bytes().startswith(b"\x80")  # pickle's first byte since protocol 2
 
 
-def test_value_head_and_moments_stand_beside_the_weights(saved):
+def test_value_head_and_moments_are_saved_beside_the_weights(saved):
     tensors = load_file(saved / "trainer.safetensors")
     policy = train(make(), 2).policy
     assert torch.equal(tensors["parameter.value_head.weight"], policy.value_head.weight)
@@ -152,14 +152,16 @@ def test_value_head_and_moments_stand_beside_the_weights(saved):
 # ---- never half a checkpoint
 
 
-def test_the_checkpoint_before_is_kept(saved):
+def test_the_previous_checkpoint_is_kept(saved):
     assert sorted(p.name for p in saved.parent.iterdir()) == ["run", "run.previous"]
     assert steps(saved) == 2
     assert steps(saved.with_name("run.previous")) == 1
 
 
 @pytest.mark.parametrize("failing", ["save_file", "shutil.rmtree", "Path.rename", "json.dumps"])
-def test_a_save_that_fails_leaves_the_checkpoint_before_and_no_litter(saved, monkeypatch, failing):
+def test_a_save_that_fails_leaves_the_previous_checkpoint_and_no_litter(
+    saved, monkeypatch, failing
+):
     def full(*args, **options):
         if failing != "shutil.rmtree" or "previous" in str(args[0]):
             raise OSError(28, "No space left on device")
@@ -176,7 +178,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_and_no_litter(saved, mon
     assert steps(saved) == 3
 
 
-def test_killed_between_the_two_renames_the_checkpoint_before_is_found(saved, monkeypatch):
+def test_after_a_kill_between_the_two_renames_the_previous_checkpoint_is_found(saved, monkeypatch):
     rename, trainer = Path.rename, train(make(), 3)
 
     def killed(self, target):
@@ -207,7 +209,7 @@ trainer.save(sys.argv[1])
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_the_checkpoint_before(saved):
+def test_a_process_killed_while_saving_leaves_the_previous_checkpoint(saved):
     settings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, str(saved)]
     done = subprocess.run(command, env=settings, capture_output=True, timeout=200)
@@ -219,7 +221,7 @@ def test_a_killed_process_leaves_the_checkpoint_before(saved):
 
 
 @pytest.mark.parametrize("content", ["a file", "another model"])
-def test_a_folder_of_something_else_is_not_overwritten(tmp_path, content):
+def test_saving_does_not_overwrite_a_folder_of_something_else(tmp_path, content):
     if content == "a file":
         (tmp_path / "thesis.txt").write_text("three years of work", encoding="utf-8")
     else:
@@ -230,7 +232,7 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path, content):
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-def test_an_empty_folder_and_missing_parents_are_fine(tmp_path):
+def test_a_checkpoint_goes_into_an_empty_folder_and_under_missing_parents(tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "a" / "b" / "run"):
         train(make(), 1).save(folder)
@@ -255,7 +257,7 @@ def damage(file, how):
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "trainer.safetensors", "config.json", "tokenizer.json"]
 )
-def test_a_damaged_file_is_named_and_so_is_the_checkpoint_before(saved, how, name):
+def test_a_damaged_file_is_named_and_so_is_the_previous_checkpoint(saved, how, name):
     damage(saved / name, how)
     before = weights_hash((trainer := make()).policy)
     with pytest.raises(ValueError, match=r"is damaged or missing") as caught:
@@ -268,7 +270,7 @@ def test_a_damaged_file_is_named_and_so_is_the_checkpoint_before(saved, how, nam
 
 
 @pytest.mark.parametrize("content", [b"", b'{"config": ', b"[]", b"3", b"{}", b"\xff\xfe\x00junk"])
-def test_a_damaged_state_is_named_and_so_is_the_checkpoint_before(saved, content):
+def test_a_damaged_state_is_named_and_so_is_the_previous_checkpoint(saved, content):
     (saved / "trainer.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"^PPOTrainer.resume: .* is damaged") as caught:
         make().resume(saved)
@@ -276,7 +278,7 @@ def test_a_damaged_state_is_named_and_so_is_the_checkpoint_before(saved, content
     assert f"{saved}.previous" in str(caught.value)
 
 
-def test_an_altered_number_in_the_state_is_noticed(saved):
+def test_an_altered_number_in_a_checkpoints_state_is_noticed(saved):
     text = (saved / "trainer.json").read_text(encoding="utf-8")
     altered = text.replace('"n_rollouts": 2', '"n_rollouts": 3')
     assert altered != text
@@ -285,13 +287,13 @@ def test_an_altered_number_in_the_state_is_noticed(saved):
         make().resume(saved)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with refuses("PPOTrainer.resume: folder", str(folder)):
             make().resume(folder)
 
 
-def test_another_configuration_is_refused_by_the_fields_that_differ(saved):
+def test_resuming_under_another_configuration_names_the_fields_that_differ(saved):
     trainer = make(learning_rate=0.02, gamma=0.5)
     with pytest.raises(ValueError, match=r"^PPOTrainer.resume: config must be the checkpoint's"):
         trainer.resume(saved)
@@ -299,12 +301,12 @@ def test_another_configuration_is_refused_by_the_fields_that_differ(saved):
         trainer.resume(saved)
 
 
-def test_another_reference_is_refused(saved):
+def test_resuming_with_another_reference_is_refused(saved):
     with refuses("PPOTrainer.resume: reference", "another"):
         make(reference=tiny.shallow(7)).resume(saved)
 
 
-def test_another_policy_of_the_same_shape_is_overwritten(saved):
+def test_resuming_overwrites_another_policy_of_the_same_shape(saved):
     trainer = make(policy=tiny.shallow(7), reference=tiny.shallow())
     trainer.resume(saved)
     assert weights_hash(trainer.policy) == weights_hash(train(make(), 2).policy)

@@ -66,7 +66,7 @@ def test_train_writes_a_model_and_resume_goes_on_to_the_same_end(work, capsys):
         (["--log_with", "wandb"], "log_with must be installed and known to accelerate"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line_and_the_exit_code_is_1(work, capsys, change, says):
+def test_a_wrong_argument_of_train_gets_one_line_and_exit_code_1(work, capsys, change, says):
     code = cli.main(train("--n_steps", "1", *change))
     said = capsys.readouterr().err
     assert code == 1
@@ -74,7 +74,7 @@ def test_what_is_wrong_is_said_in_one_line_and_the_exit_code_is_1(work, capsys, 
     assert "Traceback" not in said
 
 
-def test_a_judge_that_raises_is_shown_with_its_own_traceback_and_the_texts(work):
+def test_a_score_function_that_raises_is_shown_with_its_own_traceback_and_the_texts(work):
     with pytest.raises(ZeroDivisionError) as error:
         cli.main(train("--n_steps", "1", reward="judge.py:broken"))
     assert "raised by the score function on prompt" in error.value.__notes__[0]
@@ -97,7 +97,7 @@ def test_an_optional_number_can_be_switched_off_and_a_flag_on(work):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_a_step_boundary_and_says_how_to_go_on(work):
+def test_ctrl_c_saves_a_step_boundary_and_says_how_to_resume(work):
     command = [sys.executable, "-m", "minippo", *train("--n_steps", "5000")]
     settings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(command, cwd=work, env=settings, stderr=subprocess.PIPE, text=True)

@@ -14,7 +14,7 @@ from tests import tiny
 from tests.shapes import refuses
 
 
-def test_nothing_is_unpickled(tmp_path):
+def test_a_model_folder_without_safetensors_is_not_unpickled(tmp_path):
     # The file would be opened only by a library that unpickles: its content is no pickle.
     tiny.config().save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
@@ -23,7 +23,7 @@ def test_nothing_is_unpickled(tmp_path):
         load_policy(tmp_path)
 
 
-def test_nothing_is_unpickled_where_other_safetensors_lie_about(tmp_path):
+def test_a_model_folder_with_other_safetensors_is_not_unpickled(tmp_path):
     tiny.config().save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"not to be opened")
@@ -32,7 +32,7 @@ def test_nothing_is_unpickled_where_other_safetensors_lie_about(tmp_path):
         load_policy(tmp_path)
 
 
-def test_an_unknown_name_offline_names_what_there_is():
+def test_an_unknown_model_offline_names_the_shipped_ones():
     with pytest.raises(ValueError, match=r"^load_policy: name must be a shipped model") as caught:
         load_policy("no-such-organisation/no-such-model")
     for part in (*data.SHIPPED_MODELS, "offline", "pass its folder", "'no-such-organisation/"):
@@ -85,12 +85,12 @@ def with_a_silent_hub(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["folder", "cached"])
-def test_what_is_here_never_asks_the_network_with_peft_installed_too(with_a_silent_hub, name):
+def test_a_local_model_never_asks_the_network_even_with_peft_installed(with_a_silent_hub, name):
     said, calls = with_a_silent_hub[name]
     assert (said, calls) == ("PolicyWithValue", 0)
 
 
-def test_an_unknown_name_is_asked_for_once_and_soon_given_up(with_a_silent_hub):
+def test_an_unknown_model_is_asked_for_once_and_soon_given_up(with_a_silent_hub):
     said, calls = with_a_silent_hub["unknown"]
     assert said.startswith("load_policy: name must be a shipped model (tiny-gpt2-base")
     assert calls == 1  # no retries, which take the libraries 23 to 46 seconds: one wait of three

@@ -68,7 +68,7 @@ def test_the_logits_depend_on_the_text():
 
 
 @pytest.mark.parametrize("keep", [1, 3, 5])
-def test_keep_gives_the_last_positions(keep):
+def test_keep_of_a_policy_gives_the_last_positions(keep):
     policy, tokens = with_values(tiny.policy()), torch.randint(0, 12, (2, 5))
     mask = torch.ones(2, 5).bool()
     for got, whole in zip(policy(tokens, mask, keep=keep), policy(tokens, mask), strict=True):
@@ -173,7 +173,7 @@ def test_the_reward_model_reads_the_last_real_token_which_is_eos(side):
     assert abs(score_by_hand(model, text) - score_by_hand(model, text[:-1])) > 1e-3
 
 
-def test_junk_under_the_mask_does_not_change_a_score():
+def test_junk_under_the_mask_does_not_change_a_reward_models_score():
     model = tiny.reward_model()
     mask = tensor([[NO, YES, YES, NO]])
     one, other = (model(tensor([[junk, 3, 0, junk]]), mask) for junk in (0, 8))

@@ -11,7 +11,7 @@ from tests import tiny
 from tests.tiny import PROMPTS, SEQUENCE
 
 
-def test_the_number_of_steps_is_epochs_times_minibatches():
+def test_the_number_of_optimizer_steps_is_epochs_times_minibatches():
     stats = tiny.run(1, epochs=3, minibatch_size=4).history[0]  # 4 rows and 2
     assert stats["optimizer_steps"] == 6
 
@@ -41,7 +41,7 @@ def test_the_learning_rate_of_each_rollout_by_hand(changes, expected):
 
 
 def rollout_by_hand(**changes):
-    """Row 0 ended after two tokens, row 1 was cut off after three."""
+    """Row 0 ended after two tokens, row 1 was truncated after three."""
     mask = tensor([[True, True, False], [True, True, True]])
     prompts = tensor([[1], [2]])
     parts = {
@@ -58,7 +58,7 @@ def rollout_by_hand(**changes):
 
 
 MONTE_CARLO = {"gamma": 1.0, "lam": 1.0, "whiten_advantages": False, "kl_coef": 0.5}
-PAID = tensor([[0.0, 2.0, 9.0], [1.0, 1.0, 1.0]])  # 9 stands on padding
+PAID = tensor([[0.0, 2.0, 9.0], [1.0, 1.0, 1.0]])  # 9 is on padding
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ PAID = tensor([[0.0, 2.0, 9.0], [1.0, 1.0, 1.0]])  # 9 stands on padding
         ({}, None, [[-0.05, 1.9, 0], [-0.2, 0, 3.1]], [[1.85, 1.9, 0], [2.9, 3.1, 3.1]]),
         # Token by token: 0, 2 and 1, 1, 1.
         ({}, PAID, [[-0.05, 1.9, 0], [0.8, 1.0, 1.1]], [[1.85, 1.9, 0], [2.9, 2.1, 1.1]]),
-        # Row 1 was cut off: 2 less at its end.
+        # Row 1 was truncated: 2 less at its end.
         (
             {"missing_eos_penalty": 2.0}, None,
             [[-0.05, 1.9, 0], [-0.2, 0, 1.1]], [[1.85, 1.9, 0], [0.9, 1.1, 1.1]],
@@ -77,7 +77,7 @@ PAID = tensor([[0.0, 2.0, 9.0], [1.0, 1.0, 1.0]])  # 9 stands on padding
             {"missing_eos_penalty": 2.0}, PAID,
             [[-0.05, 1.9, 0], [0.8, 1.0, -0.9]], [[1.85, 1.9, 0], [0.9, 0.1, -0.9]],
         ),
-        # The value after its end, 7, stands for its score: no 3.
+        # The value after its end, 7, replaces its score: no 3.
         (
             {"bootstrap_truncated": True}, None,
             [[-0.05, 1.9, 0], [-0.2, 0, 0.1]], [[1.85, 1.9, 0], [6.9, 7.1, 7.1]],

@@ -68,7 +68,7 @@ def test_every_field_of_the_configuration_is_in_the_table():
 @pytest.mark.parametrize(
     ("name", "value", "came"), [(name, *bad) for name, bads in BAD.items() for bad in bads]
 )
-def test_a_value_out_of_range_is_refused(name, value, came):
+def test_a_field_out_of_range_is_refused(name, value, came):
     with refuses(f"PPOConfig: {name}", came):
         PPOConfig(**{name: value})
 
@@ -93,7 +93,7 @@ def test_none_is_for_optional_fields_only(name):
         {"clip_range_high": 5.0},
     ],
 )
-def test_the_edges_of_the_ranges_are_allowed(edge):
+def test_the_edges_of_the_fields_ranges_are_allowed(edge):
     config = PPOConfig(**edge)
     assert all(getattr(config, name) == value for name, value in edge.items())
 
@@ -113,7 +113,7 @@ def test_the_edges_of_the_ranges_are_allowed(edge):
         ({"kl_target": 6.0, "rollout_size": 500, "kl_horizon": 100}, "kl_horizon", "100"),
     ],
 )
-def test_what_does_not_go_together_is_refused(changes, name, came):
+def test_fields_that_contradict_each_other_are_refused(changes, name, came):
     with refuses(f"PPOConfig: {name}", came):
         PPOConfig(**changes)
 

@@ -216,7 +216,7 @@ def test_the_gradient_is_that_of_the_loops(changes):
 
 
 @pytest.mark.parametrize("changes", [{}, BANDIT])
-def test_the_cases_above_clip_some_ratios_and_not_others(changes):
+def test_the_cases_of_the_loss_clip_some_ratios_and_not_others(changes):
     config = PPOConfig(**changes)
     fractions = []
     for seed in (0, 1):
@@ -226,7 +226,7 @@ def test_the_cases_above_clip_some_ratios_and_not_others(changes):
 
 
 @every_case
-def test_junk_in_the_padding_changes_neither_loss_nor_gradient(changes):
+def test_junk_in_the_padding_changes_neither_ppo_loss_nor_its_gradient(changes):
     config = PPOConfig(**changes)
     results = []
     for junk in (False, True):

@@ -32,7 +32,7 @@ def test_left_pad_needs_rows_with_tokens():
 @pytest.mark.parametrize(
     ("ids", "mask"),
     [
-        ([5, 6, 7], [1, 1, 1]),  # cut off: no EOS
+        ([5, 6, 7], [1, 1, 1]),  # truncated: no EOS
         ([5, 6, 0], [1, 1, 1]),  # EOS on the last column is real
         ([5, 0, 0], [1, 1, 0]),  # the padding is EOS too
         ([0, 0, 0], [1, 0, 0]),  # EOS at once: one real token
@@ -59,7 +59,7 @@ def test_a_response_that_did_not_end_has_no_eos():
 
 
 @pytest.mark.parametrize(("texts", "came"), [([], "[]"), ("a b", "'a b'")])
-def test_prompts_are_a_list_of_texts(texts, came):
+def test_encoded_prompts_are_a_list_of_texts(texts, came):
     with refuses("encode_prompts: texts", came):
         encode_prompts(tiny.tokenizer(), texts)
 
@@ -104,7 +104,7 @@ def test_trim_drops_the_columns_that_are_padding_in_every_row():
         ([3, 1, 2], None, [[1, 2], [0]]),
     ],
 )
-def test_rows_of_like_length_stand_together(lengths, size, parts):
+def test_rows_of_similar_length_are_put_together(lengths, size, parts):
     mask = torch.arange(4) < tensor(lengths).unsqueeze(1)
     ids = torch.ones_like(mask).long()
     rows = Responses(ids, mask, ids, mask).by_length(size)

@@ -142,7 +142,7 @@ def test_the_model_is_asked_only_about_rows_that_have_not_ended():
     assert asked == [int((lengths > t).sum()) for t in range(int(lengths.max()))]
 
 
-def test_where_a_cache_cannot_be_cut_no_row_is_dropped(monkeypatch):
+def test_where_rows_of_a_cache_cannot_be_dropped_none_is(monkeypatch):
     policy, uniforms = tiny.policy(), torch.rand(6, 8)
     wanted = sample(policy, uniforms=uniforms)
     monkeypatch.setattr("minippo.rollout.DynamicLayer", int)  # so the layers are of another kind
@@ -152,7 +152,7 @@ def test_where_a_cache_cannot_be_cut_no_row_is_dropped(monkeypatch):
     assert torch.equal(came.ids[:, : wanted.ids.shape[1]], wanted.ids)
 
 
-def test_a_row_depends_on_itself_alone():
+def test_a_sampled_text_depends_on_its_own_row_alone():
     policy, uniforms = tiny.policy(), torch.rand(6, 8)
     together = sample(policy, uniforms=uniforms)
     order = tensor([4, 0, 5, 2, 1, 3])
@@ -316,7 +316,7 @@ def test_the_kl_of_a_rollout_is_that_of_its_estimator(estimator, temperature):
     close_on_real_tokens(rollout.kl, rollout.mask, expected)
 
 
-def test_truncated_and_bootstrap_tell_a_cut_response_from_one_that_ended():
+def test_truncated_and_bootstrap_tell_a_truncated_response_from_one_that_ended():
     policy = valued()
     rollout = tiny.collected(policy, frozen_copy(policy))
     assert 0 < rollout.truncated.sum() < len(rollout)
@@ -329,7 +329,7 @@ def test_truncated_and_bootstrap_tell_a_cut_response_from_one_that_ended():
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 12, 100])
-def test_the_size_of_the_chunks_changes_nothing(chunk_size):
+def test_the_size_of_the_chunks_changes_no_rollout(chunk_size):
     policy, uniforms = valued(), torch.rand(12, 8)
     whole = tiny.collected(policy, tiny.policy(7), uniforms=uniforms)
     parts = tiny.collected(policy, tiny.policy(7), uniforms=uniforms, chunk_size=chunk_size)

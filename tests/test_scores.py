@@ -59,11 +59,11 @@ def test_scores_are_detached_float32():
 def test_a_text_score_reads_prompts_and_responses():
     seen = []
 
-    def judge(prompts, responses):
+    def rule(prompts, responses):
         seen.append((prompts, responses))
         return [len(text) for text in responses]
 
-    scores = text_score(tiny.tokenizer(), judge)(written())
+    scores = text_score(tiny.tokenizer(), rule)(written())
     assert seen == [WRITTEN]  # without special tokens
     assert_close(scores, tensor([4.0, 6.0]))
 
@@ -83,24 +83,24 @@ def test_a_bad_text_score_shows_prompt_and_response(scores, must, came):
         text_score(tiny.tokenizer(), lambda prompts, responses: scores)(written())
 
 
-def test_what_a_text_score_raises_keeps_its_kind_and_says_on_what():
-    def judge(prompts, responses):
+def test_an_error_of_a_text_score_keeps_its_type_and_names_the_text():
+    def rule(prompts, responses):
         return [1 / ("bad" not in text) for text in responses]
 
     with pytest.raises(ZeroDivisionError) as caught:
-        text_score(tiny.tokenizer(), judge)(written())
+        text_score(tiny.tokenizer(), rule)(written())
     note = "raised by the score function on prompt 'c', response 'so bad'"
     assert caught.value.__notes__ == [note]
 
 
-def test_what_is_raised_on_all_responses_together_is_said_to_be():
-    def judge(prompts, responses):
+def test_an_error_on_all_responses_together_is_reported_as_such():
+    def rule(prompts, responses):
         if len(responses) > 1:
             raise KeyError("only one, please")
         return [0.0]
 
     with pytest.raises(KeyError) as caught:
-        text_score(tiny.tokenizer(), judge)(written())
+        text_score(tiny.tokenizer(), rule)(written())
     assert "on 2 responses together, though on none of them alone" in caught.value.__notes__[0]
 
 
@@ -115,12 +115,12 @@ def test_what_is_raised_on_all_responses_together_is_said_to_be():
     ],
 )
 def test_ensembles_by_hand(how, coef, expected):
-    judges = [lambda r, s=s: tensor([s, 2.0]) for s in (1.0, 2.0, 3.0)]
-    assert_close(ensemble_score(judges, how=how, coef=coef)(written()), tensor(expected))
+    members = [lambda r, s=s: tensor([s, 2.0]) for s in (1.0, 2.0, 3.0)]
+    assert_close(ensemble_score(members, how=how, coef=coef)(written()), tensor(expected))
 
 
 @pytest.mark.usefixtures("without_hook")
-def test_ensembles_refuse_what_is_no_ensemble():
+def test_an_ensemble_of_nothing_or_of_another_kind_is_refused():
     with refuses("ensemble_score: fns", "none"):
         ensemble_score([])
     with refuses("ensemble_score: how", "'max'"):
@@ -167,13 +167,13 @@ def other_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
 
 
-def test_load_score_reads_the_text_anew_where_the_tokenizer_is_another(tmp_path):
+def test_load_score_tokenizes_the_text_again_where_the_tokenizer_is_another(tmp_path):
     model = saved_reward_model(tmp_path, other_tokenizer())
     score = load_score(tmp_path, tiny.tokenizer())
     # "a b good" and "c so bad", each with the reward model's own EOS ...
     expected = scores_by_hand(model, [[7, 6, 3, 5], [4, 2, 1, 5]])
     assert_close(score(written()), expected, rtol=1e-4, atol=1e-6)
-    # ... and without it where the response was cut off.
+    # ... and without it where the response was truncated.
     cut = encode(tiny.tokenizer(), *WRITTEN, ended=False)
     expected = scores_by_hand(model, [[7, 6, 3], [4, 2, 1]])
     assert_close(score(cut), expected, rtol=1e-4, atol=1e-6)
@@ -192,7 +192,7 @@ FILMS = ["The film was", "I saw it and"], [" good .", " it was so very bad that 
 
 
 def bert_tokenizer():
-    """BERT's form: [CLS] text [SEP], padding of its own and no end-of-text token."""
+    """BERT's form: [CLS] text [SEP], its own padding and no end-of-text token."""
     words = "[UNK] [CLS] [SEP] [PAD] the film was i saw it and good so very bad that left .".split()
     made = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer, made.normalizer = pre_tokenizers.Whitespace(), normalizers.Lowercase()
@@ -260,9 +260,9 @@ def test_a_gpt2_with_two_labels_reads_its_last_token_as_transformers_does(tmp_pa
     assert_close(got, (last @ model.score.weight[1]).detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_one_label_need_not_be_named_but_may_be(tmp_path):
+def test_the_only_label_of_a_reward_model_may_be_left_out(tmp_path):
     saved_reward_model(tmp_path / "a#b", tiny.tokenizer())  # a folder's own # is no label's
     plain = load_score(tmp_path / "a#b")(written())
-    (tmp_path / "a#b").rename(tmp_path / "judge")
-    for name in ("judge", "judge#0", "judge#LABEL_0"):
+    (tmp_path / "a#b").rename(tmp_path / "model")
+    for name in ("model", "model#0", "model#LABEL_0"):
         assert torch.equal(load_score(tmp_path / name)(written()), plain)

@@ -60,7 +60,7 @@ def test_an_update_does_not_read_the_last_token_of_a_response():
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3", "exact"])
-def test_the_controller_gets_the_summed_k1_of_a_response_once_a_rollout(estimator):
+def test_the_controller_gets_the_summed_k1_of_a_response_once_per_rollout(estimator):
     fed = []
     trainer = tiny.trainer(
         policy=tiny.shallow(3), reference=tiny.shallow(7), score=tiny.spread,
@@ -105,7 +105,7 @@ def test_the_controller_drives_beta_or_else_c3(changes, beta, c3):
 
 @pytest.mark.parametrize(("share", "factor"), [(0.5, 2.0), (1.0, 1.0), (2.0, 0.5)])
 def test_the_penalty_is_driven_by_how_far_the_whole_update_went(share, factor):
-    # The target changes nothing but the controller: so the same update is judged three times.
+    # The target changes nothing but the controller: so the same update is measured three times.
     options = {"policy_loss": "penalty", "score": tiny.spread, **FAST}
     trainer = tiny.trainer(**options)
     rollout = trainer.collect(PROMPTS)
@@ -172,7 +172,7 @@ def test_a_gradient_that_overflows_is_named(limit):
     assert all(p.grad is None for p in trainer.policy.parameters())
 
 
-def test_a_score_that_is_not_finite_is_the_judges_fault():
+def test_a_score_that_is_not_finite_is_blamed_on_the_score_function():
     with pytest.raises(ValueError, match=r"^score: the score of row 0 must be finite"):
         tiny.trainer(score=lambda r: tiny.spread(r) * math.inf).step(PROMPTS)
 
@@ -180,7 +180,7 @@ def test_a_score_that_is_not_finite_is_the_judges_fault():
 # ---- train, callbacks, trackers
 
 
-def test_training_learns_to_say_good():
+def test_the_defaults_learn_to_say_good():
     changes = {"rollout_size": 16, "minibatch_size": 16, "learning_rate": 0.01, "epochs": 4}
     scores = [s["score"] for s in run_good(12, **changes).history]
     assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 2
@@ -198,7 +198,7 @@ def test_the_textbook_sketch_learns_to_say_good():
     assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 1
 
 
-def test_the_same_seed_gives_the_same_run_and_another_another():
+def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     one, same, other = (tiny.run(seed=seed) for seed in (0, 0, 1))
     assert one.history == same.history != other.history
     assert weights_hash(one.policy) == weights_hash(same.policy)
@@ -207,25 +207,25 @@ def test_the_same_seed_gives_the_same_run_and_another_another():
 def test_train_goes_through_all_prompts_before_it_repeats_one():
     seen = []
 
-    def judge(prompts, responses):
+    def rule(prompts, responses):
         seen.extend(prompts)
         return [0.0] * len(prompts)
 
-    trainer = tiny.trainer(score=text_score(tiny.tokenizer(), judge), rollout_size=4,
+    trainer = tiny.trainer(score=text_score(tiny.tokenizer(), rule), rollout_size=4,
                            minibatch_size=4, epochs=1)  # fmt: skip
     trainer.train(PROMPTS, 3, progress=False)
     assert sorted(seen[:6]) == sorted(seen[6:]) == sorted(PROMPTS)
     assert seen[:6] != seen[6:]
 
 
-def test_the_number_of_steps_is_the_total():
+def test_n_steps_of_train_is_the_total_over_all_calls():
     trainer = tiny.run(2)
     assert len(tiny.run(3, trainer=trainer).history) == 3
     assert len(tiny.run(3, trainer=trainer).history) == 3
 
 
 @pytest.mark.parametrize(("prompts", "came"), [([], "[]"), ("a b c", "'a'")])
-def test_prompts_are_a_list_of_texts(prompts, came):
+def test_the_trainers_prompts_are_a_list_of_texts(prompts, came):
     with refuses("encode_prompts: texts", came):
         tiny.trainer().train(prompts, 1, progress=False)
     with pytest.raises(ValueError, match=r"^encode_prompts: texts must be a list"):
@@ -252,7 +252,7 @@ def test_callbacks_see_every_step_and_one_that_returns_true_ends_the_training():
     assert also == [1, 2]  # the other one is called all the same
 
 
-def test_progress_is_shown_unless_it_is_not_wanted(capsys, monkeypatch):
+def test_train_shows_its_progress_unless_it_is_switched_off(capsys, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     tiny.trainer().train(PROMPTS, 1)
     monkeypatch.delenv("TQDM_DISABLE")
@@ -309,7 +309,7 @@ def test_a_rollout_is_checked_once_however_many_minibatches_it_is_cut_into(monke
     assert counts[0] == counts[1]
 
 
-def test_what_does_not_fit_is_refused_at_the_door(without_hook):
+def test_a_rollout_that_does_not_fit_is_refused_at_the_door(without_hook):
     trainer = tiny.trainer()
     rollout = trainer.collect(PROMPTS)
     with refuses("shape_rewards: kl", "float32 [6, 6]"):  # three scores, six rows

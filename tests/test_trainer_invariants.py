@@ -144,7 +144,7 @@ def test_the_reference_stays_unless_it_is_renewed(name):
     assert all(p.grad is None for p in trainer.reference.parameters())
 
 
-def test_the_reference_is_renewed_before_every_so_manieth_rollout():
+def test_the_reference_is_renewed_before_every_nth_rollout():
     trainer = tiny.trainer(score=tiny.spread, reference_update_every=2, **FAST)
     same = []
     for _ in range(6):
@@ -160,7 +160,7 @@ def test_the_reference_is_not_the_policy():
         PPOTrainer(policy, policy, tiny.spread, tiny.tokenizer(), PPOConfig())
 
 
-def test_what_is_renewed_must_be_a_model():
+def test_a_reference_that_is_renewed_must_be_a_model():
     policy, config = tiny.shallow(), PPOConfig(**tiny.SMALL, reference_update_every=1)
     trainer = PPOTrainer(policy, None, tiny.spread, tiny.tokenizer(), config)
     trainer.n_rollouts = 1
@@ -213,7 +213,7 @@ def test_gradient_checkpointing_gives_the_same_update_and_runs_twice():
     assert tiny.difference(plain, saving) < 1e-6
 
 
-def test_the_order_of_the_rows_does_not_matter():
+def test_the_order_of_the_rows_does_not_change_an_update():
     one, other = (tiny.trainer(score=tiny.spread) for _ in range(2))
     rollout, order = one.collect(PROMPTS), tensor([4, 1, 5, 0, 3, 2])
     a = one.credit(rollout).whitened
@@ -224,7 +224,7 @@ def test_the_order_of_the_rows_does_not_matter():
     assert tiny.difference(one, other) < 1e-6
 
 
-def test_junk_under_the_mask_does_not_matter():
+def test_junk_under_the_mask_does_not_change_an_update():
     one, other = (tiny.trainer(score=tiny.spread, **FAST) for _ in range(2))
     clean, dirty = one.collect(PROMPTS), other.collect(PROMPTS)
     padding = ~dirty.mask

@@ -25,7 +25,7 @@ EOS = 0
 
 
 def tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
-    """One token a word; EOS is also begin-of-text, and there is no padding token, as in GPT-2."""
+    """One token per word; EOS is also begin-of-text, and there is no padding token, as in GPT-2."""
     made = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=words[0], bos_token=words[0])

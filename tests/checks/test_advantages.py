@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("without_hook")
 
 
 def loop_gae(rewards, values, mask, gamma, lam):
-    """The loop of most small implementations, over whatever stands in the padding."""
+    """The loop of most small implementations, over whatever the padding holds."""
     out, after = torch.zeros_like(rewards), 0.0
     for t in reversed(range(rewards.shape[1])):
         next_value = values[:, t + 1] if t + 1 < rewards.shape[1] else 0.0
@@ -118,7 +118,7 @@ def cumulative_sum(rewards, mask, *, gamma):
         ("sequence_advantages", lambda scores, values: values - scores, "sign turned"),
     ],
 )
-def test_a_wrong_function_is_named_as_what_it_is(name, function, mistake):
+def test_a_wrong_function_of_advantages_is_named_as_what_it_is(name, function, mistake):
     assert checks.CHECKS[name](function).mistake == mistake
 
 
@@ -144,14 +144,14 @@ def absolute_kl(scores, kl, mask, *, kl_coef):
         ("shape_rewards", absolute_kl, "Right where kl_coef = 0.0"),
     ],
 )
-def test_an_unknown_mistake_is_described(name, function, says):
+def test_an_unknown_mistake_in_advantages_is_described(name, function, says):
     result = checks.CHECKS[name](function)
     assert not result.passed
     assert result.mistake is None
     assert says in str(result)
 
 
-def test_the_smallest_case_of_a_leak_can_be_followed_by_hand():
+def test_the_smallest_case_of_a_leaking_advantage_can_be_followed_by_hand():
     """One response, one token, ordinary numbers in the padding: no NaN."""
     text = str(checks.gae(junk_left_in_the_padding))
     assert "mask = [[True, False]]" in text
@@ -206,7 +206,7 @@ def from_lists(scores, kl, mask, *, kl_coef):
     ("name", "function"),
     [("gae", as_a_matrix), ("gae", skipping_padding), ("shape_rewards", from_lists)],
 )
-def test_another_right_implementation_passes(name, function):
+def test_another_right_implementation_of_advantages_passes(name, function):
     result = checks.CHECKS[name](function)
     assert result.passed, result
 
@@ -237,7 +237,7 @@ def true_gae(rewards, gamma=1.0, lam=0.95):
 def test_off_by_one_pays_eos_gamma_times_a_value_of_the_padding():
     rewards = paid("score on the last column")
     wrong, right = wrong_gae("off by one at EOS", rewards, 0.5, 0.8), true_gae(rewards, 0.5, 0.8)
-    # 0.7 stands after EOS; the token before gets gamma * lam of it.
+    # 0.7 comes after EOS; the token before gets gamma * lam of it.
     assert_close((wrong - right)[0, :2], torch.tensor([0.4 * 0.35, 0.35]))
     assert_close(wrong[1], right[1])
 

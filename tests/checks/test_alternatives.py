@@ -43,7 +43,7 @@ def by_standard_deviation(scores, *, normalize=True):
         ("group_advantages", by_standard_deviation),
     ],
 )
-def test_another_right_implementation_passes(name, mine):
+def test_another_right_implementation_of_alternatives_passes(name, mine):
     result = checks.CHECKS[name](mine)
     assert result.passed, result
 
@@ -87,7 +87,7 @@ def whole_batch(scores, *, normalize=True):
         ("leave_one_out_advantages", lambda s: s - s.mean(1, keepdim=True), "own score counted"),
     ],
 )
-def test_a_wrong_function_is_named_as_what_it_is(name, mine, mistake):
+def test_a_wrong_function_of_alternatives_is_named_as_what_it_is(name, mine, mistake):
     assert checks.CHECKS[name](mine).mistake == mistake
 
 
@@ -107,7 +107,7 @@ def test_a_wrong_function_is_named_as_what_it_is(name, mine, mistake):
         ("leave_one_out_advantages", lambda s: 2 * without_sum(s), "2 times the right value"),
     ],
 )
-def test_an_unknown_mistake_is_described(name, mine, says):
+def test_an_unknown_mistake_in_alternatives_is_described(name, mine, says):
     result = checks.CHECKS[name](mine)
     assert not result.passed
     assert result.mistake is None

@@ -228,11 +228,11 @@ def rewards_on_the_last_column(scores, kl, mask, *, kl_coef):
         ),
     ],
 )
-def test_what_first_time_solvers_write_is_named(name, function, mistake):
+def test_mistakes_of_first_time_solvers_are_named(name, function, mistake):
     assert CHECKS[name](function).mistake == mistake
 
 
-def test_what_was_left_out_is_said():
+def test_a_result_names_the_keyword_that_was_not_checked():
     assert "not checked: dual_clip" in checks.clipped_surrogate(as_a_maximum_of_losses).headline
 
 
@@ -261,7 +261,7 @@ def test_the_means_in_the_catalogue_are_true(name, mistake, mean):
     assert f"{mean:.4g}" in CATALOGUE[name][mistake].symptom
 
 
-def test_p_counted_twice_gives_what_is_said():
+def test_p_counted_twice_gives_the_number_in_the_catalogue():
     z = torch.tensor([0.2, 0.3, 0.5]).log()
     assert float(CATALOGUE["entropy"].version(["p counted twice"])(z)) == pytest.approx(
         0.346, abs=1e-3

@@ -32,7 +32,7 @@ def test_a_stub_is_unfinished_and_not_wrong(nothing):
     assert "not finished yet" in str(result)
 
 
-def test_not_implemented_is_unfinished():
+def test_a_function_that_raises_not_implemented_is_unfinished():
     def mine(rewards, values, mask, *, gamma, lam):
         raise NotImplementedError
 
@@ -51,7 +51,7 @@ def test_gradients_are_asked_for_whatever_the_notebook_has_switched_off():
         assert not checks.kl_k1(torch.no_grad()(minippo.kl_k1)).passed
 
 
-def test_an_exit_is_an_error():
+def test_a_function_that_exits_is_an_error():
     assert "SystemExit" in str(checks.kl_k1(lambda p, q: sys.exit()))
 
 
@@ -90,7 +90,7 @@ def test_an_exception_is_shown_at_the_students_line():
         (lambda a: a + 0.5, "Everywhere it is the right value +0.5"),
     ],
 )
-def test_an_unknown_mistake_is_described(change, says):
+def test_an_unknown_mistake_in_gae_is_described(change, says):
     result = checks.gae(like_gae(change))
     assert not result.passed
     assert result.mistake is None
@@ -133,7 +133,7 @@ def test_the_keyword_that_decides_is_named():
     assert "Right where lam = 0.0, wrong where lam = 0.95 or 1.0" in str(checks.gae(mine))
 
 
-def test_the_place_is_named():
+def test_the_place_of_the_largest_error_is_named():
     def mine(ratio, advantages, clip_range):
         loss = minippo.clipped_surrogate(ratio, advantages, clip_range)
         return torch.where(advantages < 0, loss * loss.abs(), loss)
@@ -175,7 +175,7 @@ def test_a_gradient_that_must_not_be_is_found():
         (lambda a, b: a, "It is called with (rewards, values, mask, gamma, lam), but"),
     ],
 )
-def test_what_cannot_be_called_is_said(thing, says):
+def test_a_thing_that_cannot_be_called_is_named(thing, says):
     result = checks.gae(thing)
     assert not result.passed
     assert says in str(result)
@@ -190,7 +190,7 @@ def test_what_cannot_be_called_is_said(thing, says):
         ("ppo_update", "called with (policy, optimizer, rollout, config), but too many"),
     ],
 )
-def test_what_takes_other_arguments_is_told_which(name, says):
+def test_a_function_that_takes_other_arguments_is_told_which(name, says):
     assert says in str(CHECKS[name](lambda: None))
 
 
@@ -207,7 +207,7 @@ def test_require_raises_for_graders():
         checks.kl_k1(lambda p, q: q - p).require()
 
 
-def test_the_page_says_the_same_and_escapes():
+def test_the_page_of_a_result_says_the_same_and_escapes():
     result = Result("gae", False, "not yet <b>", lines=("a < b",))
     page = result._repr_html_()
     assert "not yet &lt;b&gt;" in page
@@ -251,7 +251,7 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = checks.nothing
 
 
-def test_close_by_hand():
+def test_close_of_the_checks_by_hand():
     assert close([1.0, [2.0]], [1.0 + 9e-6, [2.0 - 1.9e-5]])
     assert not close([1.0], [1.0 + 1.1e-5])
     assert close([float("nan"), float("inf")], [float("nan"), float("inf")])

@@ -30,7 +30,7 @@ def flawed(name, *flags):
 # ---- the solutions ---------------------------------------------------------------------------
 
 
-def test_solutions_by_hand():
+def test_solutions_of_exercises_by_hand():
     scores = tensor([[1.0, 2.0], [3.0, 2.0]])  # variances 1 and 0
     assert solutions.mean_minus_variance(scores, coef=0.5).tolist() == [1.5, 2.0]
 
@@ -57,10 +57,10 @@ def test_solutions_by_hand():
     assert error.item() == pytest.approx(0.5)
 
 
-def test_they_agree_with_what_the_package_does():
+def test_solutions_of_exercises_agree_with_the_package():
     scores = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
-    judges = [lambda _, s=s: s for s in scores]
-    whole = ensemble_score(judges, how="mean_minus_variance", coef=0.7)
+    members = [lambda _, s=s: s for s in scores]
+    whole = ensemble_score(members, how="mean_minus_variance", coef=0.7)
     assert torch.equal(whole(responses(0)), solutions.mean_minus_variance(scores, coef=0.7))
 
     ref, rewards = torch.randn(7).log_softmax(0), torch.randn(7)
@@ -69,14 +69,14 @@ def test_they_agree_with_what_the_package_does():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_they_are_shown_like_every_other(name, monkeypatch):
+def test_solutions_of_exercises_are_shown_like_every_other(name, monkeypatch):
     monkeypatch.setattr("minippo.checks.engine.check._ATTEMPTED", set())
     assert name in checks.__all__
     assert getattr(checks, name)(getattr(solutions, name)).passed
     assert repr(checks.solution(name)) == inspect.getsource(getattr(solutions, name))
 
 
-def test_they_load_no_transformers():
+def test_checks_of_exercises_load_no_transformers():
     program = (
         "import sys; from minippo import checks; repr(checks.solution('entropy_bonus'));"
         "print('transformers' in sys.modules)"
@@ -146,7 +146,7 @@ def largest_of_both_sides(log_probs, old_log_probs, mask):
         ("optimal_policy", by_logsumexp),
     ],
 )
-def test_another_right_implementation_passes(name, mine):
+def test_another_right_implementation_of_an_exercise_passes(name, mine):
     result = checks.CHECKS[name](mine)
     assert result.passed, result
 
@@ -259,14 +259,14 @@ def ratios(log_probs, old_log_probs):
         ),
     ],
 )
-def test_a_wrong_function_is_named_as_what_it_is(name, mine, mistake):
+def test_a_wrong_function_of_an_exercise_is_named_as_what_it_is(name, mine, mistake):
     result = checks.CHECKS[name](mine)
     assert not result.passed
     if mistake is not None:
         assert result.mistake == mistake, result
 
 
-def test_a_gradient_that_is_missing_is_found():
+def test_a_missing_gradient_of_an_exercise_is_found():
     def mine(policy_loss, value_loss, entropy, kl, *, c1, c2, c3):
         return policy_loss + c1 * value_loss - c2 * entropy.detach() + c3 * kl
 
@@ -388,7 +388,7 @@ def test_a_thousand_as_a_probability_is_nan():
     assert wrong(tensor([0.5, 0.5]).log(), tensor([1.0, 1.0]), beta=0.001).isnan().all()
 
 
-def test_what_is_not_normalised_is_off_by_the_logarithm_of_its_sum():
+def test_log_probs_not_normalised_are_off_by_the_logarithm_of_their_sum():
     ref, rewards = tensor([0.5, 0.5]).log(), tensor([1.0, 2.0])
     wrong = flawed("optimal_policy", "not normalised")(ref, rewards, beta=1.0)
     right = flawed("optimal_policy")(ref, rewards, beta=1.0)

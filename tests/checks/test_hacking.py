@@ -19,7 +19,7 @@ def flawed(name, *flags):
     return CATALOGUE[name].version(flags)
 
 
-def test_best_of_n_by_hand():
+def test_the_best_of_n_solution_by_hand():
     proxy, gold = tensor([0.3, 0.1, 0.2]), tensor([6.0, 0.0, 3.0])
     means = [solutions.best_of_n_mean(proxy, gold, n).item() for n in (1, 2, 3)]
     assert means == pytest.approx([3.0, 5.0, 6.0])  # n = 2: two of three sets hold the best
@@ -64,7 +64,7 @@ def by_unfold(tokens, mask, n):
     ("name", "mine"),
     [("best_of_n_mean", every_set), ("best_of_n_mean", rank_by_rank), ("distinct_n", by_unfold)],
 )
-def test_another_right_implementation_passes(name, mine):
+def test_another_right_implementation_of_reward_hacking_passes(name, mine):
     result = checks.CHECKS[name](mine)
     assert result.passed, result
 
@@ -83,7 +83,7 @@ def test_another_right_implementation_passes(name, mine):
         ("distinct_n", lambda t, m, n: 1 - by_unfold(t, m, n), "share of repetitions"),
     ],
 )
-def test_a_wrong_function_is_named_as_what_it_is(name, mine, mistake):
+def test_a_wrong_function_of_reward_hacking_is_named_as_what_it_is(name, mine, mistake):
     result = checks.CHECKS[name](mine)
     assert not result.passed
     assert result.mistake == mistake, result
@@ -92,7 +92,7 @@ def test_a_wrong_function_is_named_as_what_it_is(name, mine, mistake):
 # ---- what the catalogue says of training -----------------------------------------------------
 
 
-def test_ranked_by_gold_no_judge_looks_over_optimised():
+def test_ranked_by_gold_no_reward_model_looks_over_optimised():
     gold = torch.randn(40, generator=torch.Generator().manual_seed(1))
     wrong = [flawed("best_of_n_mean", "ranked by gold")(-gold, gold, n) for n in (1, 5, 20, 40)]
     right = [flawed("best_of_n_mean")(-gold, gold, n) for n in (1, 5, 20, 40)]
@@ -100,7 +100,7 @@ def test_ranked_by_gold_no_judge_looks_over_optimised():
     assert right == sorted(right, reverse=True)
 
 
-def test_one_draw_is_right_in_the_mean_and_as_noisy_as_one_response():
+def test_best_of_n_from_one_draw_is_right_in_the_mean_and_as_noisy_as_one_response():
     generator = torch.Generator().manual_seed(2)
     proxy, gold = torch.randn(2000, 16, generator=generator), torch.randn(2000, 16)
     for name, noise in (("the first n alone", 1.0), ("groups in a row", 0.5**0.5)):
@@ -109,13 +109,13 @@ def test_one_draw_is_right_in_the_mean_and_as_noisy_as_one_response():
         assert torch.stack(found).std().item() == pytest.approx(noise, abs=0.06)
 
 
-def test_with_replacement_it_is_too_low_at_large_n():
+def test_best_of_n_with_replacement_is_too_low_at_large_n():
     proxy = torch.arange(8.0)
     wrong = flawed("best_of_n_mean", "drawn with replacement")(proxy, proxy, 8)
     assert wrong < flawed("best_of_n_mean")(proxy, proxy, 8) - 0.3
 
 
-def test_one_rank_too_high_the_weights_add_up_to_more_than_one():
+def test_best_of_n_weights_one_rank_too_high_add_up_to_more_than_one():
     one = torch.ones(6)
     assert flawed("best_of_n_mean", "one rank too high")(torch.arange(6.0), one, 3) > 1.05
 
@@ -126,7 +126,7 @@ def test_the_same_varied_sentence_for_everybody_is_not_diverse():
     assert flawed("distinct_n")(tokens, mask, 2).item() == pytest.approx(0.2)
 
 
-def test_over_tokens_it_cannot_reach_one():
+def test_distinct_n_over_tokens_cannot_reach_one():
     tokens, mask = torch.arange(6).view(1, 6), torch.ones(1, 6).bool()
     wrong = flawed("distinct_n", "over tokens")(tokens, mask, 2).item()
     assert wrong == pytest.approx(5 / 6)

@@ -76,7 +76,7 @@ def padded_kl(logits, ref_logits, *, temperature):
         ("kl_k3", lambda p, q: (q.detach() - p).expm1() - (q.detach() - p)),
     ],
 )
-def test_another_right_implementation_passes(name, mine):
+def test_another_right_implementation_of_kl_passes(name, mine):
     result = checks.CHECKS[name](mine)
     assert result.passed, result
 
@@ -110,7 +110,7 @@ def swapped_kl_div(logits, ref_logits, *, temperature):
         ("exact_kl", swapped_kl_div, "the other direction"),
     ],
 )
-def test_a_wrong_function_is_named_as_what_it_is(name, mine, mistake):
+def test_a_wrong_function_of_kl_is_named_as_what_it_is(name, mine, mistake):
     assert checks.CHECKS[name](mine).mistake == mistake
 
 
@@ -124,7 +124,7 @@ def test_a_wrong_function_is_named_as_what_it_is(name, mine, mistake):
         ("AdaptiveKL", lambda coef: coef, "unexpected keyword argument 'target'"),
     ],
 )
-def test_an_unknown_mistake_is_described(name, mine, says):
+def test_an_unknown_mistake_in_kl_is_described(name, mine, says):
     result = checks.CHECKS[name](mine)
     assert not result.passed
     assert result.finished
@@ -197,7 +197,7 @@ def test_k3_with_a_detached_ratio_teaches_nothing_on_average():
     assert_close(expected_slope("kl_k3", []), P - Q)
 
 
-def test_what_is_clamped_has_no_gradient():
+def test_a_clamped_kl_has_no_gradient():
     log_p = torch.tensor([-8.0], requires_grad=True)
     clamped = CATALOGUE["kl_k3"].version(["clamped at 10"])(log_p, torch.tensor([-0.5]))
     assert clamped.item() == 10.0

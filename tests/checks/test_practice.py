@@ -11,7 +11,7 @@ from minippo.checks.mistakes import CATALOGUE
 pytestmark = pytest.mark.usefixtures("without_hook")
 
 
-def test_solutions_by_hand():
+def test_solutions_of_practice_by_hand():
     sizes, learns = tensor([0.5, 2.0]), tensor([True, False])
     assert solutions.training_memory(sizes, learns, weight_bytes=4).tolist() == [8.0, 8.0]
     assert solutions.training_memory(sizes, learns, weight_bytes=2).tolist() == [8.0, 4.0]
@@ -37,7 +37,7 @@ def one_at_a_time(steps, *, base, warmup_steps, total_steps):
 @pytest.mark.parametrize(
     ("name", "mine"), [("training_memory", row_by_row), ("learning_rates", one_at_a_time)]
 )
-def test_another_right_implementation_passes(name, mine):
+def test_another_right_implementation_of_practice_passes(name, mine):
     result = checks.CHECKS[name](mine)
     assert result.passed, result
 
@@ -59,7 +59,7 @@ def as_transformers_does(steps, *, base, warmup_steps, total_steps):
         ("learning_rates", as_transformers_does, "the fall begins after the warm-up"),
     ],
 )
-def test_a_wrong_function_is_named_as_what_it_is(name, mine, mistake):
+def test_a_wrong_function_of_practice_is_named_as_what_it_is(name, mine, mistake):
     assert checks.CHECKS[name](mine).mistake == mistake
 
 

@@ -139,7 +139,7 @@ def kl_k1(p, q):
         ("import sys; sys.modules['minippo.checks'] = None", "q - p"),
     ],
 )
-def test_a_file_that_patches_what_it_runs_in_fails_and_no_more(
+def test_a_file_that_patches_its_own_process_fails_and_harms_nothing_else(
     tmp_path, monkeypatch, patch, function
 ):
     monkeypatch.setattr(grade, "EACH", 4.0)
@@ -147,7 +147,7 @@ def test_a_file_that_patches_what_it_runs_in_fails_and_no_more(
     assert not grade.grade(written(tmp_path, "patch.py", text)).passed
 
 
-def test_what_came_back_may_be_of_any_shape():
+def test_an_answer_of_the_worker_may_have_any_shape():
     check = grade.CHECKS["kl_k1"]
     cases = list(check.generate("a"))
     deep: list = []
@@ -185,7 +185,7 @@ def test_two_students_whose_files_have_one_name_are_told_apart(tmp_path, capsys)
     assert [s.get("name") for s in suites] == ["ada/my_ppo.py", "bob/my_ppo.py"]
 
 
-def test_what_was_asked_for_and_is_missing_costs_its_point(tmp_path, capsys):
+def test_a_requested_function_that_is_missing_costs_its_point(tmp_path, capsys):
     path = written(tmp_path, "right.py", RIGHT)
     assert main(["grade", str(path), "--tasks", "kl_k1", "kl_k3"]) == 1
     out = capsys.readouterr().out
@@ -230,7 +230,7 @@ def kl_k1(p, q):
     assert grade.grade(written(tmp_path, "spy.py", program), seed="hidden-seed").passed
 
 
-def test_other_seeds_ask_other_questions():
+def test_grading_with_another_seed_asks_other_questions():
     check = grade.CHECKS["kl_k1"]
     first, second = ([c.inputs for c in check.generate(seed)] for seed in ("a", "b"))
     assert first != second
@@ -260,7 +260,7 @@ def test_grading_works_as_a_command(tmp_path):
     assert "0  kl_k1  not yet: sign turned." in done.stdout
 
 
-def test_nothing_to_grade_is_said(tmp_path, capsys):
+def test_a_path_with_nothing_to_grade_is_reported(tmp_path, capsys):
     assert main(["grade", str(tmp_path / "none.py")]) == 1
     assert "grade: path must be a file or a folder" in capsys.readouterr().err
     assert main(["grade", str(tmp_path)]) == 1

@@ -17,7 +17,7 @@ CONVENTIONS = [(n, m.name) for n in CHECKS for m in CATALOGUE[n].mistakes if m.c
 
 
 @pytest.mark.parametrize(("name", "drawn"), CONVENTIONS)
-def test_what_was_drawn_is_right_and_the_packages_own_has_a_name(name, drawn):
+def test_the_drawn_convention_is_right_and_the_packages_own_has_a_name(name, drawn):
     check, flawed = CHECKS[name], CATALOGUE[name]
     others = [m.name for m in flawed.mistakes if m.convention and m.name != drawn][:1]
     asked = variant(check, [drawn], {"2026A": others} if others else {})

@@ -111,7 +111,7 @@ def test_a_hostile_submission_gets_nothing_and_the_grader_comes_to_its_end(
     assert [resource.getrlimit(x) for x in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE)] == limits
 
 
-def test_what_grade_does_not_protect_from_is_said():
+def test_the_limits_of_grades_protection_are_stated():
     said = " ".join((grade.__doc__ or "").split())
     assert "What this does not protect from" in said
     for risk in ("your rights", "delete", "network", "live on", "on the disk", "container"):

@@ -13,7 +13,7 @@ import torch
 
 from tests.notebooks.test_notebooks import NOTEBOOKS, cells
 
-# As it stands before `tools/address.py` has set an address.
+# As it is before `tools/address.py` has set an address.
 SOURCE = re.sub(r'SOURCE = ".*?"', 'SOURCE = ""', cells(NOTEBOOKS[0])[0]["source"])
 
 
@@ -39,7 +39,7 @@ def run(monkeypatch, folder, *, missing=(), colab=False, source=SOURCE):
     return made, commands
 
 
-def test_in_a_clone_it_finds_the_clone_and_installs_nothing(monkeypatch, capsys):
+def test_in_a_clone_the_first_cell_finds_the_clone_and_installs_nothing(monkeypatch, capsys):
     made, commands = run(monkeypatch, NOTEBOOKS[0].parent)
     assert commands == []
     assert made["roots"][0] == NOTEBOOKS[0].parents[1]
@@ -47,13 +47,13 @@ def test_in_a_clone_it_finds_the_clone_and_installs_nothing(monkeypatch, capsys)
     assert "model tiny-gpt2-sft" in capsys.readouterr().out
 
 
-def test_the_environment_names_another_model(monkeypatch, capsys):
+def test_the_environment_may_name_another_model_for_the_first_cell(monkeypatch, capsys):
     monkeypatch.setenv("MINIPPO_MODEL", "gpt2")
     assert run(monkeypatch, NOTEBOOKS[0].parent)[0]["MODEL"] == "gpt2"
     assert "model gpt2" in capsys.readouterr().out
 
 
-def test_on_colab_it_installs_the_clone_and_holds_every_version(monkeypatch):
+def test_on_colab_the_first_cell_installs_the_clone_and_holds_every_version(monkeypatch):
     _, [(command, held)] = run(monkeypatch, NOTEBOOKS[0].parent, missing=["jaxtyping"], colab=True)
     assert command[-1] == str(NOTEBOOKS[0].parents[1])
     assert f"torch=={torch.__version__.split('+')[0]}" in held
@@ -62,7 +62,9 @@ def test_on_colab_it_installs_the_clone_and_holds_every_version(monkeypatch):
     assert all("==" in line for line in versions)
 
 
-def test_on_colab_without_a_clone_it_installs_from_the_published_address(monkeypatch, tmp_path):
+def test_on_colab_without_a_clone_the_first_cell_installs_the_published_package(
+    monkeypatch, tmp_path
+):
     source = SOURCE.replace('SOURCE = ""', 'SOURCE = "https://example.org/minippo"')
     assert source != SOURCE
     _, [(command, _)] = run(monkeypatch, tmp_path, missing=["minippo"], colab=True, source=source)
@@ -70,7 +72,7 @@ def test_on_colab_without_a_clone_it_installs_from_the_published_address(monkeyp
 
 
 @pytest.mark.parametrize("colab", [True, False])
-def test_elsewhere_it_says_what_is_missing_and_what_to_do(monkeypatch, tmp_path, colab):
+def test_elsewhere_the_first_cell_says_what_is_missing_and_what_to_do(monkeypatch, tmp_path, colab):
     """Without an address nothing is fetched by its bare name, which may be somebody else's."""
     with pytest.raises(SystemExit, match=r"minippo is missing\. In a clone: pip install -r"):
         run(monkeypatch, tmp_path, missing=["minippo"], colab=colab)

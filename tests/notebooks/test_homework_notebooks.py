@@ -81,7 +81,7 @@ def nbgrader(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_points_time_and_goals_are_said(name):
+def test_the_homework_states_its_points_time_and_goals(name):
     text = "\n".join(sources(load(HOMEWORK / "source" / name / f"{name}.ipynb")))
     assert "**Goals.**" in text
     assert "**Time**" in text
@@ -94,7 +94,7 @@ def test_points_time_and_goals_are_said(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_first_cell_is_that_of_the_lessons(name):
+def test_the_homeworks_first_cell_is_that_of_the_lessons(name):
     def first(path: Path) -> str:
         return next("".join(c["source"]) for c in load(path)["cells"] if c["cell_type"] == "code")
 
@@ -104,13 +104,13 @@ def test_the_first_cell_is_that_of_the_lessons(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_released_and_graded(name, tmp_path):
+def test_the_homework_is_released_and_graded(name, tmp_path):
     pytest.importorskip(
         "nbgrader", reason='nbgrader is not installed: pip install -e ".[homework]"'
     )
     from nbgrader.api import Gradebook
 
-    # A teacher's own release, submissions and gradebook may lie beside the sources.
+    # A teacher's own release, submissions and gradebook may be beside the sources.
     shutil.copytree(HOMEWORK / "source", tmp_path / "source")
     shutil.copy(HOMEWORK / "nbgrader_config.py", tmp_path)
     nbgrader(tmp_path, "generate_assignment", name, "--create")
@@ -181,7 +181,7 @@ def hidden_verdicts(notebook: dict) -> dict[str, bool]:
     }
 
 
-def test_the_guide_names_what_exists():
+def test_the_homework_guide_names_only_what_exists():
     guide = (HOMEWORK / "README.md").read_text(encoding="utf-8")
     for name in NAMES:
         assert name in guide

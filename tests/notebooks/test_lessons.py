@@ -34,7 +34,7 @@ def code_lines(source: str) -> int:
 
 
 @each_lesson
-def test_it_begins_with_its_contract(path):
+def test_a_lesson_begins_with_its_contract(path):
     first = cells(path, "markdown")[0]["source"]
     assert first.startswith(f"# {path.stem[:2]} · ")
     for promise in ("**After this notebook you can**", "**You need**", "**Time**"):
@@ -42,7 +42,7 @@ def test_it_begins_with_its_contract(path):
 
 
 @each_taught
-def test_it_has_the_size_of_a_lesson(path):
+def test_a_lesson_has_the_size_of_a_lesson(path):
     text, code = re.sub(r"\[Open in Colab\]\(.*\)", "", words_of(path)), cells(path)
     assert 40 <= len(code) + len(cells(path, "markdown")) <= 70
     assert 1500 <= len(re.findall(r"\w+", text)) <= 2600
@@ -52,7 +52,7 @@ def test_it_has_the_size_of_a_lesson(path):
 
 
 @each_taught
-def test_it_has_pictures_an_explorer_and_its_twin(path):
+def test_a_lesson_has_pictures_an_explorer_and_its_twin(path):
     code = "\n".join(cell["source"] for cell in cells(path))
     assert 5 <= code.count("plots.show(") <= 8
     assert "widgets." in code
@@ -60,12 +60,12 @@ def test_it_has_pictures_an_explorer_and_its_twin(path):
 
 
 @each_lesson
-def test_it_asks_before_it_shows(path):
+def test_a_lesson_asks_before_it_shows(path):
     assert words_of(path).count("**What would you expect?**") >= 2
 
 
 @each_taught
-def test_each_exercise_has_a_card_three_hints_a_check_and_a_solution(path):
+def test_each_exercise_of_a_lesson_has_a_card_three_hints_a_check_and_a_solution(path):
     text, code = words_of(path), [cell["source"].rstrip() for cell in cells(path)]
     titles = re.findall(r"^## Exercise \d( \(optional\))?: .*\n(.*)$", text, re.MULTILINE)
     card = r"\*\d+ minutes · difficulty [●○]{3} · importance [●○]{3}\*"
@@ -82,17 +82,17 @@ def test_each_exercise_has_a_card_three_hints_a_check_and_a_solution(path):
 
 
 @each_lesson
-def test_there_are_four_questions_with_explained_answers(path):
+def test_a_lesson_has_four_questions_with_explained_answers(path):
     assert [q[:2] for q in DETAILS.findall(section(path, "Questions"))] == ["1.", "2.", "3.", "4."]
 
 
 @each_lesson
-def test_what_people_ask_is_answered(path):
+def test_a_lesson_answers_what_people_ask(path):
     assert len(re.findall(r"^\*\*.*\?\*\*", section(path, "What people ask"), re.MULTILINE)) >= 2
 
 
 @each_lesson
-def test_it_ends_in_a_summary_with_words_and_sources(path):
+def test_a_lesson_ends_in_a_summary_with_words_and_sources(path):
     end = section(path, "Summary")
     assert "| formula | in code | range | healthy | what goes wrong |" in end
     assert len(re.findall(r"^- \*\*.+?\*\*: ", end, re.MULTILINE)) >= 4
@@ -114,7 +114,7 @@ def test_the_cheat_sheet_is_what_the_lessons_end_in():
     folder = NOTEBOOKS[0].parent
     built = cheat_sheet.build()
     assert (folder / "cheat_sheet.md").read_text(encoding="utf-8") == built
-    for path in LESSONS:  # every table stands there whole, and every word
+    for path in LESSONS:  # every table is there whole, and every word
         end = section(path, "Summary")
         assert all(row in built for row in re.findall(r"^\|.*\|$", end, re.MULTILINE))
         assert all(

@@ -31,7 +31,7 @@ def compared(path: Path) -> list[dict]:
     return [c for c in cells(path) if c["outputs"] and not IGNORED.search(c["source"])]
 
 
-def test_every_cell_was_executed_in_order_and_without_error(path):
+def test_every_cell_of_a_notebook_was_executed_in_order_and_without_error(path):
     assert [c["execution_count"] for c in cells(path)] == list(range(1, len(cells(path)) + 1))
     outputs = [o for c in cells(path) for o in c["outputs"]]
     assert [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"] == []
@@ -50,7 +50,7 @@ def test_every_ignored_output_has_its_reason_on_the_next_line(path):
             assert cell["source"][found.end() :].startswith("\n# Reason: ")
 
 
-def test_the_file_is_small_and_stores_neither_widgets_nor_bars(path):
+def test_a_notebooks_file_is_small_and_stores_neither_widgets_nor_bars(path):
     assert path.stat().st_size <= 200_000
     text = path.read_text(encoding="utf-8")
     assert "widgets" not in json.loads(text)["metadata"]
@@ -71,7 +71,7 @@ def test_every_picture_has_a_text_for_those_who_cannot_see_it(path):
         assert not kinds & {"image/png", "image/svg+xml"}  # pictures come from plots.show
 
 
-def test_the_first_cell_is_the_same_everywhere(path):
+def test_the_first_cell_of_every_notebook_is_the_same(path):
     assert cells(path)[0]["source"] == cells(NOTEBOOKS[0])[0]["source"]
 
 

@@ -1,14 +1,6 @@
 """What more than one file of pictures draws."""
 
-import numpy as np
 import torch
-
-
-def curve(axes):
-    """The longest line of axes."""
-    line = max(axes.lines, key=lambda x: len(x.get_xdata()))
-    return np.array(line.get_xdata(), float), np.array(line.get_ydata(), float)
-
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
 WORDS = ["a", "b", "c", "d"]

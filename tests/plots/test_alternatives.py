@@ -33,7 +33,7 @@ def test_each_name_has_a_bar_of_each_series_around_its_tick():
 @pytest.mark.parametrize(
     "figure", [plots.preference_loss(), plots.grouped_bars(BARS, "abc", y="gold")]
 )
-def test_it_is_900_wide_and_small(figure):
+def test_pictures_of_alternatives_are_900_wide_and_small(figure):
     image = Image.open(io.BytesIO(plots.png(figure)))
     assert image.width == 900
     assert len(plots.png(figure)) < 20_000
@@ -47,6 +47,6 @@ def test_it_is_900_wide_and_small(figure):
         ({key: [1.0, 2.0] for key in "abcdefghi"}, "be 1 to 8 series"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(series, says):
+def test_alternatives_that_cannot_be_drawn_are_refused(series, says):
     with pytest.raises(ValueError, match=says):
         plots.grouped_bars(series, ["x", "y"], y="gold")

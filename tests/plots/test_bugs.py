@@ -123,6 +123,6 @@ def test_both_kls_are_drawn_seed_by_seed():
         ),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(call, says):
+def test_bugs_that_cannot_be_drawn_are_refused(call, says):
     with refuses(*says):
         call()

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from minippo import plots
-from tests.plots.examples import curve
 
 EPSILONS = [0.0, 0.1, 0.2, 0.5]
 ADVANTAGES = [-1.5, -1.0, 0.0, 0.25, 1.0]
@@ -21,6 +20,12 @@ def by_hand(r, a, epsilon):
     if a < 0 and r < 1 - epsilon:
         return (1 - epsilon) * a, 0.0
     return r * a, a
+
+
+def curve(axes):
+    """The longest line of axes."""
+    line = max(axes.lines, key=lambda x: len(x.get_xdata()))
+    return np.array(line.get_xdata(), float), np.array(line.get_ydata(), float)
 
 
 # ---- clipping --------------------------------------------------------------------------------
@@ -41,7 +46,7 @@ def test_the_curves_of_the_clip_are_the_six_regions(epsilon, size):
 
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
-def test_what_is_shaded_is_flat_and_what_is_labelled_learns(epsilon):
+def test_the_shaded_part_of_the_clip_is_flat_and_the_labelled_part_learns(epsilon):
     figure = plots.clipping(epsilon=epsilon)
     for axes, (left, right) in zip(
         figure.axes[:2], [(1 + epsilon, 2.0), (0.0, 1 - epsilon)], strict=True
@@ -58,7 +63,7 @@ def test_what_is_shaded_is_flat_and_what_is_labelled_learns(epsilon):
 @pytest.mark.parametrize(
     ("epsilon", "advantage", "ratio"), list(itertools.product(EPSILONS, ADVANTAGES, RATIOS))
 )
-def test_the_sentence_and_the_point_tell_the_truth(epsilon, advantage, ratio):
+def test_the_sentence_and_the_point_of_the_clip_tell_the_truth(epsilon, advantage, ratio):
     picture = plots.Clipping()
     sentence = picture.move(epsilon=epsilon, advantage=advantage, ratio=ratio)
     value, slope = by_hand(ratio, advantage, epsilon)
@@ -106,7 +111,7 @@ def test_the_best_ratio_of_the_penalty_is_where_the_docstring_says():
 
 
 @pytest.mark.parametrize(("epsilon", "a"), list(itertools.product(EPSILONS, ADVANTAGES)))
-def test_the_sentence_compares_the_slopes(epsilon, a):
+def test_the_sentence_of_the_penalty_compares_the_slopes(epsilon, a):
     sentence = plots.ClipOrPenalty().move(epsilon=epsilon, coef=2.0, advantage=a)
     penalty = a - 2.0 * (1 - 1 / 1.5)
     assert f"and {penalty:.2f} with the penalty." in sentence.replace("-0.00", "0.00")

@@ -13,7 +13,7 @@ combined = importlib.import_module("minippo.plots.combined_loss")
 
 
 @pytest.mark.parametrize("a", [-1.5, 0.0, 1.0])
-def test_alone_the_policy_term_is_the_policy_gradient(a):
+def test_the_policy_term_of_the_combined_loss_alone_is_the_policy_gradient(a):
     picture = plots.CombinedLoss()
     picture.move(advantage=a, c2=0.0, c3=0.0)
     (line,) = [x for x in picture.figure.axes[0].lines if x.get_label() == "sum"]

@@ -12,7 +12,7 @@ from tests.plots.examples import RESPONSE, REWARDS, VALUES
 
 
 @pytest.mark.parametrize(("gamma", "lam"), list(itertools.product([0.5, 1.0], [0.0, 0.95, 1.0])))
-def test_the_strip_holds_what_the_definitions_say(gamma, lam):
+def test_the_credit_strip_holds_the_definitions_numbers(gamma, lam):
     figure = plots.credit(RESPONSE, REWARDS, VALUES, gamma=gamma, lam=lam)
     shown = np.concatenate([np.asarray(x.get_array()) for x in figure.axes[0].images])
     r, v, mask = [REWARDS.double().tolist()], [VALUES.double().tolist()], [[True] * 4]

@@ -44,7 +44,7 @@ def box_at(diagram, arrows, x, y):
 
 
 @each_diagram
-def test_the_arrows_are_the_flow(diagram):
+def test_the_arrows_of_a_diagram_are_its_flow(diagram):
     ends = [
         tuple(box_at(diagram, diagram.ARROWS, *point) for point in (arrow[0], arrow[-1]))
         for arrow in diagram.ARROWS
@@ -89,7 +89,7 @@ def test_each_box_is_in_one_band_and_its_words_fit_even_when_lit(diagram):
 
 
 @each_diagram
-def test_what_is_lit_is_filled_bold_and_said(diagram):
+def test_a_lit_box_is_filled_bold_and_named(diagram):
     picture = diagram()
     for name, box in diagram.BOXES.items():
         assert picture.move(lit=name) == box.says
@@ -106,7 +106,7 @@ def test_what_is_lit_is_filled_bold_and_said(diagram):
         picture.move(lit="the reward of heaven")
 
 
-def test_the_alternative_text_names_what_is_lit():
+def test_a_diagrams_alternative_text_names_the_lit_box():
     alt = plots.ppo_step_alt(["kl", "ratio"])
     assert alt.startswith("One PPO step in boxes and arrows; lit: kl, ratio. Old minus reference")
     assert plots.pipeline_alt("stage 2").count(". ") == 2

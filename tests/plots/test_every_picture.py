@@ -125,7 +125,7 @@ def test_a_notebook_stores_the_same_pixels_in_fewer_bytes():
     assert pixels[0] == pixels[1]
 
 
-def test_nothing_is_left_open_in_pyplot():
+def test_no_figure_is_left_open_in_pyplot():
     picture = plots.Clipping()
     for i in range(soak(12, 500)):
         picture.move(ratio=0.05 + i / 300)
@@ -145,7 +145,7 @@ def test_nothing_is_left_open_in_pyplot():
         (plots.PPOStep, {"lit": "learn"}, {"lit": ["kl", "ratio"]}),
     ],
 )
-def test_the_quick_redraw_is_the_slow_one(make, first, then):
+def test_the_quick_redraw_of_a_figure_is_the_slow_one(make, first, then):
     picture = make()
     picture.move(**first)
     picture.png()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minippo import plots
-from tests.plots.examples import FIRST, curve
+from tests.plots.examples import FIRST
 
 # The lowest and the highest healthy value for a run that begins like this, worked by hand.
 BANDS = {"score": (0.5, math.inf), "kl": (-0.5, 25), "entropy": (0.4, 1.8),
@@ -65,11 +65,11 @@ def test_every_way_out_of_a_band_that_can_happen_has_its_meaning():
     assert list(curves) == list(BANDS)
     impossible = {("clip_fraction", 0), ("value_loss", 0), ("explained_variance", 1), ("score", 1)}
     for name, meaning in curves.items():
-        for side, says in enumerate((meaning.below, curve.above)):
+        for side, says in enumerate((meaning.below, meaning.above)):
             assert bool(says) == ((name, side) not in impossible)
 
 
-def test_health_is_judged_by_three_steps_up_to_the_one_asked_for():
+def test_a_runs_health_is_judged_by_three_steps_up_to_the_one_asked_for():
     history = a_run(kl=90.0)
     assert "7 curves" in plots.health(history, step=7)
     assert "KL to reference 30.00 is above" in plots.health(history, step=8)

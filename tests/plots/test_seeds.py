@@ -1,4 +1,4 @@
-"""Pictures of several seeds: the mean, the range, and one dot a seed."""
+"""Pictures of several seeds: the mean, the range, and one dot per seed."""
 
 import io
 
@@ -36,7 +36,7 @@ def test_a_dot_is_a_seed_and_the_bar_their_mean():
 @pytest.mark.parametrize(
     "figure", [plots.over_seeds({"gold": CURVES}, x="KL"), plots.each_seed({"gold": ROWS})]
 )
-def test_it_is_900_wide_and_small(figure):
+def test_pictures_of_seeds_are_900_wide_and_small(figure):
     image = Image.open(io.BytesIO(plots.png(figure)))
     assert image.width == 900
     assert len(image.getcolors() or []) <= 16
@@ -53,12 +53,12 @@ def test_it_is_900_wide_and_small(figure):
         (lambda: plots.each_seed({"a": ROWS, "b": {"weak": [1]}}), "have the rows"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(call, says):
+def test_seeds_that_cannot_be_drawn_are_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call()
 
 
-def test_means_are_numpys():
+def test_means_over_seeds_are_numpys():
     rows = np.random.default_rng(0).normal(size=(5, 7))
     axes = plots.over_seeds({"": {"a": (range(7), rows.tolist())}}).axes[0]
     assert np.allclose(axes.lines[0].get_ydata(), rows.mean(0))

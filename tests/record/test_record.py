@@ -47,7 +47,7 @@ def test_recording_changes_nothing_of_the_training(tmp_path):
     assert drawn == drawn_also
 
 
-def test_what_was_is_read_back(run):
+def test_a_recorded_run_is_read_back(run):
     trainer, run = run
     assert run.name == "one"
     assert run.config["seed"] == trainer.config.seed
@@ -143,7 +143,7 @@ def test_statistics_are_written_at_every_step_and_need_no_prompts(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["run.json"]
 
 
-def test_what_is_not_finite_comes_back_as_nan(tmp_path):
+def test_a_recorded_number_that_is_not_finite_comes_back_as_nan(tmp_path):
     """A constant score has no explained variance."""
     recorder = Recorder(tmp_path / "run.json")
     trainer = tiny.trainer(callbacks=[recorder], score=lambda r: torch.zeros(len(r)), kl_coef=0.0)
@@ -153,7 +153,7 @@ def test_what_is_not_finite_comes_back_as_nan(tmp_path):
     assert "NaN" not in (tmp_path / "run.json").read_text(encoding="utf-8")
 
 
-def test_a_kill_while_writing_leaves_the_last_file_whole(tmp_path, monkeypatch):
+def test_a_kill_while_recording_leaves_the_last_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
     recorder = Recorder(path)
     trainer = tiny.trainer(callbacks=[recorder])
@@ -201,12 +201,12 @@ BROKEN = [
 
 @pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(("change", "message"), BROKEN)
-def test_a_broken_file_is_refused_with_the_reason(tmp_path, change, message):
+def test_a_broken_file_of_a_run_is_refused_with_the_reason(tmp_path, change, message):
     with pytest.raises(ValueError, match=f"^load_run: .*{message}"):
         load_run(broken(tmp_path, change))
 
 
-def test_a_cut_off_file_or_none_is_refused(tmp_path):
+def test_a_truncated_or_missing_file_of_a_run_is_refused(tmp_path):
     path = broken(tmp_path, lambda run: None)
     load_run(path)  # nothing was changed
     path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")

@@ -35,7 +35,7 @@ def texts(folder):
     }
 
 
-def test_every_file_has_the_address_and_is_still_what_it_was(copy):
+def test_every_file_has_the_new_address_and_is_otherwise_unchanged(copy):
     before = texts(copy)
     assert len(set_address(copy, FIRST)) == len(before)
     for path in sorted((copy / "notebooks" / "homework").rglob("*.ipynb")):
@@ -61,7 +61,7 @@ def test_every_file_has_the_address_and_is_still_what_it_was(copy):
     )
 
 
-def test_twice_is_once_and_another_address_leaves_nothing_of_the_first(copy):
+def test_setting_an_address_twice_is_once_and_another_leaves_nothing_of_the_first(copy):
     before = texts(copy)
     set_address(copy, FIRST)
     assert set_address(copy, FIRST + ".git") == []
@@ -74,7 +74,7 @@ def test_twice_is_once_and_another_address_leaves_nothing_of_the_first(copy):
 
 
 @pytest.mark.parametrize("wrong", ["minippo", "http://github.com/a/b", "https://github.com/a"])
-def test_what_is_no_address_is_refused_and_changes_nothing(copy, wrong):
+def test_a_text_that_is_no_address_is_refused_and_changes_nothing(copy, wrong):
     before = texts(copy)
     with pytest.raises(ValueError, match=r"must be https://github.com/OWNER/NAME"):
         set_address(copy, wrong)

@@ -32,7 +32,7 @@ def small(monkeypatch):
     monkeypatch.setattr(limits, "SIZE", FEW)
     monkeypatch.setattr(hacking, "CONFIG", hacking.CONFIG | SHORT)
     monkeypatch.setattr(hacking, "TIME", 4)
-    monkeypatch.setattr(hacking, "SEEDS", range(2))  # two judges, where the study watches five
+    monkeypatch.setattr(hacking, "SEEDS", range(2))  # two reward models, where the study has five
     monkeypatch.setattr(hacking.judge.__wrapped__, "__defaults__", (64, "", 0.0))  # 64 pairs
     monkeypatch.setattr(alternatives, "ROLLOUT", 8)
     yield

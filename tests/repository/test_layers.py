@@ -98,7 +98,7 @@ def code_lines(source: str) -> int:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in silent:
             lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(source)):  # a field's docstring stands under it
+    for node in ast.walk(ast.parse(source)):  # a field's docstring follows it
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             lines.difference_update(range(node.lineno, (node.end_lineno or 0) + 1))
     return len(lines)
@@ -131,12 +131,12 @@ def test_imports_go_down_or_to_the_left():
         ("__init__", "from minippo.data import x", "__init__ imports data, which is not below it"),
     ],
 )
-def test_an_arrow_upwards_is_found(name, source, complaint):
+def test_an_import_upwards_is_found(name, source, complaint):
     others = dict.fromkeys(set(PLACE) - {name}, "")
     assert complaints({**others, name: source}) == [complaint]
 
 
-def test_good_arrows_are_left_alone():
+def test_imports_that_go_down_or_left_are_accepted():
     good = {
         "kl": "import math\nfrom minippo.losses import value_loss\nfrom jaxtyping import Float",
         "trainer": "from minippo import gae, rollout\nimport torch.nn as nn\nimport accelerate",

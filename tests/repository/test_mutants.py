@@ -37,14 +37,14 @@ def changed(*lines):
         ('return "é" * a.detach()', ['return "é" / a.detach()', 'return "é" * a.clone()']),
     ],
 )
-def test_each_operator_has_its_mutants(line, after):
+def test_each_operator_of_a_source_has_its_mutants(line, after):
     found = changed("def f(a, b, c):", f"    {line}")
     assert len(found) == len(after)
     for part in after:
         assert sum(part in x for x in found) == 1
 
 
-def test_texts_types_and_what_an_error_says_are_left_alone():
+def test_mutants_leave_texts_types_and_error_messages_alone():
     assert (
         changed(
             '"""1 + 1."""',
@@ -103,7 +103,7 @@ for text in (source, mutant.text):
     assert (tmp_path / "tiny.py").read_text(encoding="utf-8") == source
 
 
-def test_a_mapped_file_that_is_missing_is_named(tmp_path):
+def test_mutants_names_a_mapped_file_that_is_missing(tmp_path):
     ran = subprocess.run(
         [sys.executable, TOOL, "--package-root", tmp_path], capture_output=True, text=True
     )

@@ -57,7 +57,7 @@ def weights(name: str) -> int:
 
 
 @pytest.mark.parametrize("cells", rows("## What it costs"), ids=lambda cells: cells[0])
-def test_the_costs_follow_from_the_formulas(cells):
+def test_the_costs_of_outgrowing_follow_from_the_formulas(cells):
     n = weights(cells[0])
     gigabytes = [f"{n * each / 1e9:.1f} GB" for each in (20, 2, 36)]
     cards = str(ceil(n * 36 / 80e9))
@@ -69,7 +69,7 @@ def test_the_scale_of_a_step_of_7b():
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_what_backward_keeps_is_113_bytes_a_layer_token_and_width(layers):
+def test_backward_keeps_113_bytes_per_layer_token_and_width(layers):
     b, s, width, vocab = 4, 30, 256, 50
     config = GPT2Config(
         vocab_size=vocab, n_layer=layers, n_embd=width, n_head=4,

@@ -102,7 +102,7 @@ OTHER_OPEN = {"Image.open", "os.open"}  # neither reads text
 BINARY = {"rb", "wb", "ab"}
 
 
-def test_text_without_an_encoding_is_found():
+def test_text_access_without_an_encoding_is_found():
     wrong = "open(p)\np.open('w')\nos.fdopen(1, 'w')\np.read_text()\np.write_text('rb')\n"
     right = "open(p, 'rb')\np.open('wb')\nImage.open(p)\np.read_text(encoding='utf-8')\n"
     assert unencoded(right + wrong) == [5, 6, 7, 8, 9]
@@ -114,8 +114,8 @@ def test_text_is_read_and_written_as_utf_8_on_every_machine():
     assert {path: found for path, found in lines.items() if found} == {}
 
 
-def test_what_may_come_from_an_accelerator_is_on_the_cpu_before_it_is_made_double():
-    # Apple's GPU has no float64, and matplotlib reads the CPU alone. Sampling has tests of its own.
+def test_no_tensor_becomes_double_before_it_is_on_the_cpu():
+    # Apple's GPU has no float64, and matplotlib reads the CPU alone. Sampling has its own tests.
     texts = {p: p.read_text(encoding="utf-8") for p in (ROOT / "minippo").rglob("*.py")}
     found = {p.stem: re.findall(r"(\S+)\.double\(\)", text) for p, text in texts.items()}
     elsewhere = {name: calls for name, calls in found.items() if name != "rollout" and calls}
@@ -145,11 +145,11 @@ def test_the_shipped_world_is_as_good_as_promised(figures):
     assert figures["world"]["distinct words"] >= 300
     assert figures["base"]["excess in %"] <= 3
     assert figures["base"]["model"] > figures["base"]["limit"]  # no model beats the limit
-    judge = figures["reward model"]
-    assert 0.75 <= judge["best possible"] <= 0.88
-    assert judge["accuracy / best possible"] >= 0.9
+    reward = figures["reward model"]
+    assert 0.75 <= reward["best possible"] <= 0.88
+    assert reward["accuracy / best possible"] >= 0.9
     assert all(
-        abs(sure - right) < 0.05 for sure, right, _ in judge["calibration [sure, right, pairs]"]
+        abs(sure - right) < 0.05 for sure, right, _ in reward["calibration [sure, right, pairs]"]
     )
     before, after = figures["sft"]["base"], figures["sft"]["sft"]
     assert after["on topic"] > before["on topic"] + 0.1

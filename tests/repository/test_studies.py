@@ -36,5 +36,5 @@ def test_diversity_counts_texts_pairs_and_repeated_words():
     assert counted["repeated"] == pytest.approx((0.5 + 0.5 + 0) / 3)
 
 
-def test_what_is_not_finite_is_none_on_file():
+def test_a_number_of_a_study_that_is_not_finite_is_none_on_file():
     assert rounded({"x": [1.23456, inf], "n": 3}) == {"x": [1.235, None], "n": 3}

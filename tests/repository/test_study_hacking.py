@@ -16,7 +16,7 @@ def test_the_order_of_gold_is_asked_of_pairs_that_differ_in_gold():
     assert hacking.in_order(gold, gold) == 1.0
 
 
-def test_the_judges_have_pairs_of_their_own():
+def test_each_reward_model_of_the_study_has_its_own_pairs():
     starts = [3750 * seed for seed in hacking.SEEDS]
     assert all(b - a >= hacking.PAIRS for a, b in pairwise(starts))
     assert starts[-1] + hacking.PAIRS <= 20_000

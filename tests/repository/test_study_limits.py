@@ -1,4 +1,4 @@
-"""The study of the limitations: its judges pay what they say, its prompts are what they say."""
+"""The study of the limitations: its scores and its prompts are what they say."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_forbidden_words_are_counted_whatever_stands_beside_them():
     assert limits.forbidden("The darning was fine.") == 0
 
 
-def test_prompts_of_a_case():
+def test_each_case_of_the_limits_has_its_prompts():
     prompts = load_prompts("prompts-train")
     one, third = (limits.prompts_of(n, 1) for n in ("one domain", "a third of each domain"))
     assert len(one) == len(third) == len(prompts) // 3

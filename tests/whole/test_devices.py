@@ -61,7 +61,7 @@ def test_the_stand_in_refuses_what_a_gpu_refuses(device):
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_training_there_is_training_here(name):
+def test_training_on_another_device_is_training_on_the_cpu(name):
     options = {"score": tiny.spread, "learning_rate": 0.01, "minibatch_size": 3} | SWITCHES[name]
     here = tiny.trainer(**options)
     here.train(tiny.PROMPTS, 2, progress=False)
@@ -76,7 +76,7 @@ def test_training_there_is_training_here(name):
             assert one[statistic] == pytest.approx(other[statistic], rel=loose, abs=1e-4)
 
 
-def test_a_run_there_goes_on_here(tmp_path):
+def test_a_run_of_another_device_resumes_on_the_cpu(tmp_path):
     options = {"score": tiny.spread, "learning_rate": 0.01}
     with standin.accelerator():
         trainer = tiny.trainer(**options)
@@ -91,7 +91,7 @@ def test_a_run_there_goes_on_here(tmp_path):
     assert here.history[1]["loss"] == pytest.approx(again.history[1]["loss"], rel=1e-4)
 
 
-def test_inputs_are_moved_to_the_policy_and_measurements_back(device):
+def test_inputs_are_moved_to_the_policys_device_and_measurements_back(device):
     here = tiny.policy()
     there = frozen_copy(here).to(device)
     responses = encode(tiny.tokenizer(), ["a b", "c"], ["d e f", "good"])
@@ -120,7 +120,7 @@ def test_every_kind_of_score_takes_responses_from_either_side(device):
     assert_close(shipped(responses.to(device)).cpu(), load_score("tiny-gpt2-reward")(responses))
 
 
-def test_what_is_trained_on_rows_of_the_cpu_learns(device):
+def test_a_model_on_another_device_learns_from_rows_of_the_cpu(device):
     responses = encode(tiny.tokenizer(), ["a b", "c"], ["d e f", "good"])
     policy = tiny.policy()
     losses = train_sft(policy, responses, FitConfig(epochs=3, warmup_steps=0))
@@ -130,7 +130,7 @@ def test_what_is_trained_on_rows_of_the_cpu_learns(device):
     assert losses[-1] < losses[0]
 
 
-def test_a_run_is_recorded_and_a_text_looked_at(device, tmp_path):
+def test_a_run_on_another_device_is_recorded_and_a_text_looked_at(device, tmp_path):
     recorder = Recorder(tmp_path / "run.json", ["a b"])
     trainer = tiny.trainer(callbacks=[recorder])
     recorder.record(trainer)
@@ -139,7 +139,9 @@ def test_a_run_is_recorded_and_a_text_looked_at(device, tmp_path):
     assert OwnText(trainer.policy, tiny.tokenizer()).tokens("a b")
 
 
-def test_demo_train_and_the_studies_measure_run(device, tmp_path, monkeypatch, capsys):
+def test_demo_train_and_the_studies_measure_run_on_another_device(
+    device, tmp_path, monkeypatch, capsys
+):
     few = replace(demo.DEMO, rollout_size=8, minibatch_size=8, max_new_tokens=4, epochs=1)
     monkeypatch.setattr(demo, "STEPS", 1)
     monkeypatch.setattr(demo, "DEMO", few)

@@ -1,4 +1,4 @@
-"""What real life does to a run: kills, full disks, judges that fail, strange texts, long runs."""
+"""What real life does to a run: kills, full disks, failing scores, strange texts, long runs."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def python(*arguments, timeout):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives are forked")
-def test_killed_again_and_again_a_run_ends_as_if_it_never_had_been(tmp_path):
+def test_a_run_killed_again_and_again_ends_as_if_it_never_had_been(tmp_path):
     kills = soak(4, 20)
     found = python(ROOT / "tests/lives.py", tmp_path, kills, 0, timeout=500)
     print(found)
@@ -67,7 +67,7 @@ def files_of_at_most(size):
 
 
 @pytest.mark.parametrize("size", [0, 100, 4_000, 15_000, 40_000])
-def test_a_disk_that_is_full_leaves_the_checkpoint_before(saved, size):  # noqa: F811
+def test_a_full_disk_leaves_the_previous_checkpoint(saved, size):  # noqa: F811
     # The five stop at the first file, at transformers' weights, and at ours.
     trainer = train(make(), 3)
     with files_of_at_most(size), pytest.raises(OSError, match=r"File too large|No space left"):
@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(saved, size):  # noqa:
     assert steps(saved) == 3
 
 
-def test_a_small_disk_is_full_one_day(tmp_path):
+def test_a_small_disk_that_fills_up_leaves_a_checkpoint(tmp_path):
     mounted = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
     if not shutil.which("mount") or subprocess.run(mounted, capture_output=True).returncode:
         pytest.skip("no right to mount a disk of 400 kB")
@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(work, ca
     assert "Traceback" not in said
 
 
-def test_a_full_disk_is_said_in_one_line(work, capsys):
+def test_a_full_disk_is_reported_in_one_line(work, capsys):
     judge(fails=0)
     with files_of_at_most(15_000):
         assert cli.main(command("--n_steps", "3")) == 1
@@ -187,11 +187,11 @@ def test_a_full_disk_is_said_in_one_line(work, capsys):
     assert "Traceback" not in said
 
 
-# ---- judges, numbers, interruptions: the run stops clean and goes on
+# ---- score functions, numbers, interruptions: the run stops clean and goes on
 
 
 @pytest.mark.parametrize("how", ["raises", "nan", "interrupted"])
-def test_a_judge_that_fails_once_costs_a_resume_and_nothing_else(work, capsys, how):
+def test_a_score_function_that_fails_once_costs_a_resume_and_nothing_else(work, capsys, how):
     judge(fails=0)
     assert cli.main(command("--n_steps", "4", output="whole")) == 0
     if how == "raises":
@@ -261,7 +261,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_a_step_that_does_not_end_is_not_saved_and_the_run_goes_on_from_before(tmp_path, what):
+def test_an_interrupted_step_is_not_saved_and_the_run_resumes_before_it(tmp_path, what):
     whole, run = train(make(), 4), train(make(), 2)
     run.save(tmp_path / "run")
     spoil(run, what)
@@ -298,7 +298,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("prompt", STRANGE.values(), ids=STRANGE)
-def test_strange_texts_are_texts(prompt):
+def test_strange_texts_can_be_prompts(prompt):
     policy, tokenizer = load_policy("tiny-gpt2-sft")
     seen = []
 
@@ -314,7 +314,9 @@ def test_strange_texts_are_texts(prompt):
     unknown = [name for name, x in stats.items() if not math.isfinite(x)]
     assert unknown == []
     assert stats["first_ratio_error"] < 1e-5
-    assert seen[0] == prompt.replace("<|endoftext|>", "")  # the judge gets what was written
+    assert seen[0] == prompt.replace(
+        "<|endoftext|>", ""
+    )  # the score function gets what was written
     ids, mask = encode_prompts(tokenizer, [prompt])
     assert mask.all()
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == seen[0]
@@ -330,7 +332,7 @@ def test_a_prompt_of_ten_thousand_characters_is_refused_by_its_length():
 
 @pytest.mark.parametrize("bad", ["half \ud83d", 3, None, b"bytes"])
 @pytest.mark.usefixtures("without_hook")
-def test_what_is_no_text_is_refused_by_its_number(bad):
+def test_a_prompt_that_is_no_text_is_refused_by_its_number(bad):
     tokenizer = load_policy("tiny-gpt2-sft")[1]
     with refuses("encode_prompts: text 1", repr(bad)):
         encode_prompts(tokenizer, ["The soup", bad])
@@ -365,7 +367,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for its memory")
-def test_five_times_the_steps_need_no_more_memory():
+def test_a_run_of_five_times_the_steps_needs_no_more_memory():
     few = soak(40, 200)
     memory, objects = zip(*python("-c", LONG, few, 5 * few, timeout=600), strict=True)
     growth = memory[1] / memory[0] - 1

@@ -90,7 +90,7 @@ def calls(draw: st.DrawFn, name: str) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize("name", sorted(GOOD))
-def test_a_right_answer_or_a_value_error(name):
+def test_a_fuzzed_call_gives_the_right_answer_or_a_value_error(name):
     function, answers = getattr(minippo, name), []
 
     @settings(max_examples=60, suppress_health_check=list(HealthCheck))
@@ -145,4 +145,4 @@ def test_the_fuzz_would_notice(monkeypatch):
         minippo, "kl_k1", lambda log_probs, ref_log_probs: log_probs @ ref_log_probs
     )
     with pytest.raises((RuntimeError, TypeError, AssertionError, ExceptionGroup)):
-        test_a_right_answer_or_a_value_error("kl_k1")
+        test_a_fuzzed_call_gives_the_right_answer_or_a_value_error("kl_k1")

@@ -22,7 +22,7 @@ PROMPTS = load_prompts("prompts-train")[:6]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Llama's shape in small, with a tokenizer of its own that puts <s> in front of each text."""
+    """Llama's shape in small, with its own tokenizer, which puts <s> in front of each text."""
     made = ByteLevelBPETokenizer()
     made.train_from_iterator(PROMPTS, vocab_size=300, special_tokens=["<s>", "</s>", "<pad>"])
     made.post_processor = processors.TemplateProcessing(
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_its_folder_gives_a_policy_and_its_tokenizer(folder):
+def test_a_llamas_folder_gives_a_policy_and_its_tokenizer(folder):
     policy, tokenizer = load_policy(folder)
     assert isinstance(policy.language_model, LlamaForCausalLM)
     assert (policy.context_length, tokenizer.eos_token_id) == (96, 1)
@@ -53,7 +53,7 @@ def test_its_folder_gives_a_policy_and_its_tokenizer(folder):
     assert ((ids == 0) & mask).sum() == len(ids)
 
 
-def test_the_cache_gives_transformers_texts_and_padding_changes_none(folder):
+def test_a_llamas_cache_gives_transformers_texts_and_padding_changes_none(folder):
     policy, tokenizer = load_policy(folder)
     policy.eval()
     ids, mask = encode_prompts(tokenizer, PROMPTS)
@@ -85,7 +85,7 @@ def trainer(folder):
     return PPOTrainer(policy, frozen_copy(policy), score, tokenizer, config)
 
 
-def test_ppo_starts_at_ratio_one_and_resumes_number_for_number(folder, tmp_path):
+def test_ppo_on_a_llama_starts_at_ratio_one_and_resumes_number_for_number(folder, tmp_path):
     whole = trainer(folder)
     before = weights_hash(whole.policy)
     history = whole.train(PROMPTS, 3, progress=False)
@@ -100,7 +100,7 @@ def test_ppo_starts_at_ratio_one_and_resumes_number_for_number(folder, tmp_path)
     assert weights_hash(second.policy) == weights_hash(whole.policy)
 
 
-def test_transformers_opens_what_was_saved(folder, tmp_path):
+def test_transformers_opens_a_saved_llama(folder, tmp_path):
     made = trainer(folder)
     made.train(PROMPTS, 1, progress=False)
     made.save(tmp_path / "run")

@@ -121,7 +121,7 @@ def test_with_an_adapter_there_is_one_copy_of_the_weights(lora):
 
 @pytest.mark.slow
 def test_one_copy_of_the_weights_is_one_copy_of_memory_at_gpt2s_size():
-    # 124 M numbers of 4 bytes are 475 MiB; a reference of its own needs them once more.
+    # 124 M numbers of 4 bytes are 475 MiB; a separate reference needs them again.
     pytest.importorskip("peft")
     names = ["LoRA, a copy as reference", "LoRA, reference = adapter off"]
     command = [sys.executable, "tools/benchmarks/memory.py", "--only", *names]

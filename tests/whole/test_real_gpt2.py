@@ -54,7 +54,7 @@ def stand_ins(tmp_path_factory):
 
 
 def test_the_online_part_runs_on_models_of_the_real_kinds(stand_ins, tmp_path):
-    """Every cell with MINIPPO_ONLINE=1. What a random judge cannot promise is left out."""
+    """Every cell with MINIPPO_ONLINE=1. What a random reward model cannot promise is left out."""
     source = "\n\n".join(SOURCES)
     places = {
         '"lvwerra/gpt2-imdb"': repr(str(stand_ins / "policy")),
@@ -82,7 +82,7 @@ def test_the_online_part_runs_on_models_of_the_real_kinds(stand_ins, tmp_path):
     assert "2 curves of 4 steps" in done.stdout
 
 
-def test_its_configuration_runs_two_processes_which_do_what_one_does(tmp_path):
+def test_the_launch_configuration_runs_two_processes_which_do_what_one_does(tmp_path):
     (source,) = (s for s in SOURCES if "CONFIGURATION" in s)
     names = {"policy": "tiny-gpt2-sft", "judge": "tiny-gpt2-reward", "prompts": "prompts-train"}
     made = {"names": names, "tempfile": __import__("tempfile")}

@@ -34,16 +34,16 @@ def language_model(folder):
     return folder
 
 
-def judge(folder):
+def reward_model(folder):
     GPT2ForSequenceClassification(tiny.config(num_labels=1)).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder
 
 
-LOADERS = {"a policy": (language_model, load_policy), "a judge": (judge, load_score)}
+LOADERS = {"a policy": (language_model, load_policy), "a reward model": (reward_model, load_score)}
 
 
-def test_the_trap_is_one(tmp_path):
+def test_unpickling_the_trap_springs_it(tmp_path):
     pickle.loads(pickle.dumps(Trap(tmp_path / "mark")))
     assert (tmp_path / "mark").exists()
 

@@ -29,7 +29,7 @@ END, PAD = 12, 13
 
 
 class TwoTrunks(torch.nn.Module):
-    """TRL's value function has a network of its own. Its names for them, and our interface."""
+    """TRL's value function has its own network. Its names for them, and our interface."""
 
     def __init__(self, policy, value_model):
         super().__init__()
@@ -88,7 +88,7 @@ def seen(tmp_path_factory):
     return start, steps, TwoTrunks(policy, value)
 
 
-def test_rewards_and_advantages(seen):
+def test_rewards_and_advantages_are_trls(seen):
     seen = seen[1][0]
     mask = torch.ones(ROWS, TIME).bool()
     kl = kl_k1(seen["logprobs"], seen["ref_logprobs"])
@@ -102,7 +102,7 @@ def test_rewards_and_advantages(seen):
     assert_close(whiten(advantages, mask) * ((n - 1) / n).sqrt(), seen["advantages"])
 
 
-def test_loss_gradient_and_new_weights(seen):
+def test_loss_gradient_and_new_weights_are_trls(seen):
     policy, steps, end = seen
     optimizer = torch.optim.Adam(policy.parameters(), lr=LEARNING_RATE, eps=1e-5)
     config = PPOConfig(clip_range=0.2, value_clip_range=0.2, value_coef=0.5)

@@ -37,7 +37,7 @@ def test_the_interval_is_wilsons(k, n, low, high):
     assert Share(n - k, n).interval == pytest.approx(mirrored, abs=5e-5)
 
 
-def test_nothing_of_nothing_says_nothing():
+def test_the_interval_of_no_answers_is_everything():
     assert Share(0, 0).interval == (0, 1)
     assert str(Share(0, 0)) == "none yet"
     assert Share(0, 0).value != Share(0, 0).value  # NaN
@@ -56,7 +56,7 @@ def test_both_texts_of_each_pair_are_shown_and_sides_change():
     assert widgets.compare(PAIRS)._shown == game._shown != other._shown
 
 
-def test_labels_are_the_names_of_what_was_chosen():
+def test_labels_of_a_comparison_name_the_chosen_texts():
     game = widgets.compare(PAIRS[:3])
     assert game.labels == [None, None, None]
     choose(game, "good")
@@ -69,7 +69,7 @@ def test_labels_are_the_names_of_what_was_chosen():
     ]
 
 
-def test_nothing_is_revealed_before_the_end():
+def test_a_comparison_reveals_nothing_before_the_end():
     game = widgets.compare(OLD_AND_NEW, names=("before", "after"))
     for _ in range(7):
         game.answer(0)
@@ -135,7 +135,7 @@ def test_clicks_from_many_threads_answer_each_pair_once():
     assert game.labels == [side[0] for side in game._shown]
 
 
-def test_texts_are_escaped_and_its_text_is_the_sentence():
+def test_texts_of_a_comparison_are_escaped_and_its_text_is_the_sentence():
     game = widgets.compare([{"prompt": "<i>", "rejected": "<b>1", "chosen": "a & b"}])
     assert "&lt;i&gt;" in game._prompt.value
     assert sorted(shown(game)) == ["&lt;b&gt;1", "a &amp; b"]
@@ -174,7 +174,7 @@ def test_the_table_shows_the_same_sides_and_hides_the_key():
         (lambda: widgets.compare(PAIRS).answer(2), "answer: choice must be 0 (A), 1 (B) or None"),
     ],
 )
-def test_what_is_wrong_is_said(call, message):
+def test_wrong_arguments_of_a_comparison_are_named(call, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         call()
     assert str(error.value).startswith(message)

@@ -48,7 +48,7 @@ def same(a, b):
     return alike and str(a.history) == str(b.history)
 
 
-def test_it_trains_as_the_trainer_does_and_says_so():
+def test_the_dashboard_trains_as_the_trainer_does_and_says_so():
     trainer = tiny.trainer()
     live = widgets.dashboard(trainer, tiny.PROMPTS, 4)
     assert live.wait() is trainer.history
@@ -63,7 +63,7 @@ def test_it_trains_as_the_trainer_does_and_says_so():
     assert trainer.callbacks == []
 
 
-def test_pause_and_resume_change_no_weight():
+def test_pausing_and_resuming_the_dashboard_changes_no_weight():
     live, trainer, gate = started(4)
     gate.passes.release()
     live.buttons["pause"].click()
@@ -102,7 +102,7 @@ def test_the_trainer_can_be_used_while_it_is_paused_and_the_total_is_kept():
 
 
 @pytest.mark.parametrize("paused", [False, True])
-def test_stop_leaves_a_usable_trainer(paused):
+def test_stopping_the_dashboard_leaves_a_usable_trainer(paused):
     live, trainer, gate = started(100)
     if paused:
         live.pause()
@@ -126,7 +126,7 @@ def test_stop_leaves_a_usable_trainer(paused):
     assert len(trainer.history) == 4
 
 
-def test_an_error_is_shown_and_raised_by_wait():
+def test_an_error_in_training_is_shown_by_the_dashboard_and_raised_by_wait():
     def score(responses):
         if len(trainer.history) == 2:
             raise RuntimeError("the judge <fell> ill")
@@ -169,13 +169,13 @@ def test_one_trainer_has_one_dashboard_at_a_time():
         widgets.dashboard(trainer, "a b", 4)
 
 
-def test_nothing_to_do_is_done_at_once():
+def test_a_dashboard_with_no_steps_to_do_ends_at_once():
     live = widgets.dashboard(tiny.trainer(), tiny.PROMPTS, 0)
     assert live.wait() == []
     assert live.sentence == "done, step 0 of 0"
 
 
-def test_what_is_stored_while_it_runs_is_the_same_every_time():
+def test_the_output_stored_while_a_dashboard_runs_is_the_same_every_time():
     live, _, gate = started(2)
     bundle = live._repr_mimebundle_()
     assert bundle["text/plain"] == "dashboard: 2 steps, training in the background"
@@ -187,7 +187,7 @@ def test_what_is_stored_while_it_runs_is_the_same_every_time():
     live.wait()
 
 
-def test_pictures_come_no_faster_than_once_a_second(monkeypatch):
+def test_the_dashboard_draws_at_most_once_per_second(monkeypatch):
     drawn, picture, now = [], plots.training_run, [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(sys.modules["minippo.widgets.dashboard"], "time", clock)

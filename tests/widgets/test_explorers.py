@@ -102,7 +102,7 @@ def leaves_nothing(move, places, n):
 
 
 @each_explorer
-def test_every_place_of_every_control_redraws_and_says_so(name):
+def test_every_position_of_every_control_redraws_and_says_so(name):
     explorer = make(name)
     assert explorer.controls
     for control_name, control in explorer.controls.items():
@@ -138,7 +138,7 @@ def test_the_corners_of_the_grid_work(name):
 
 
 @each_explorer
-def test_the_picture_has_the_size_of_its_place(name):
+def test_an_explorers_picture_has_the_size_of_its_place(name):
     explorer = make(name)
     image = Image.open(io.BytesIO(explorer.image.value))
     assert (image.width, image.height) == (int(explorer.image.width), int(explorer.image.height))
@@ -146,7 +146,7 @@ def test_the_picture_has_the_size_of_its_place(name):
 
 
 @each_explorer
-def test_controls_have_labels_and_no_output_widget_is_used(name):
+def test_an_explorers_controls_have_labels_and_no_output_widget_is_used(name):
     explorer = make(name)
     assert all(control.description for control in explorer.controls.values())
     kinds = {type(child).__name__ for child in explorer.box.children}
@@ -154,7 +154,7 @@ def test_controls_have_labels_and_no_output_widget_is_used(name):
 
 
 @each_explorer
-def test_its_text_is_the_sentence_and_has_no_address(name):
+def test_an_explorers_text_is_the_sentence_and_has_no_address(name):
     explorer = make(name)
     assert repr(explorer) == f"{name}: {explorer.sentence}"
     bundle = explorer._repr_mimebundle_()
@@ -163,7 +163,7 @@ def test_its_text_is_the_sentence_and_has_no_address(name):
 
 
 @each_explorer
-def test_many_moves_leave_nothing_behind(name):
+def test_many_moves_of_an_explorer_leave_no_memory_in_use(name):
     explorer = make(name)
     first, control = next(iter(explorer.controls.items()))
     places = grid(control)
@@ -219,7 +219,7 @@ def test_a_right_prediction_is_confirmed():
     assert "Yes. So it is." in question.answer.value
 
 
-def test_what_is_said_is_escaped():
+def test_an_explorers_sentence_is_escaped():
     class Odd(type(widgets.clipping().picture)):
         def move(self, **settings):
             super().move(**settings)

@@ -28,7 +28,7 @@ def likeliest(policy, words, position, temperature):
     return tiny.WORDS[int(p.argmax())], float(p.max()), float(entropy(z / temperature))
 
 
-def test_every_place_says_what_the_model_expects(own):
+def test_every_position_in_a_text_says_what_the_model_expects(own):
     policy, explorer = own
     slider = explorer.controls["position"]
     assert (slider.value, slider.min, slider.max) == (2, 0, 2)
@@ -68,7 +68,7 @@ def test_a_shorter_text_moves_the_position_to_its_end(own):
     assert late.startswith("After 'bad' (token 0 of 0 to 0).")
 
 
-def test_who_goes_on_writing_stays_at_the_end(own):
+def test_the_position_stays_at_the_end_while_the_text_grows(own):
     _, explorer = own
     explorer.controls["text"].value = "a good fine so very bad"
     assert explorer.sentence.startswith("After 'bad' (token 5 of 0 to 5).")
@@ -77,7 +77,7 @@ def test_who_goes_on_writing_stays_at_the_end(own):
     assert explorer.sentence.startswith("After 'fine' (token 2 of 0 to 3).")
 
 
-def test_nothing_and_too_much_can_be_typed(own):
+def test_an_empty_and_a_too_long_text_can_be_typed(own):
     policy, explorer = own
     explorer.move(text="")  # this tokenizer puts nothing in front: the end-of-text token stands in
     assert explorer.sentence.startswith("After '<|endoftext|>' (token 0 of 0 to 0).")
@@ -97,7 +97,7 @@ def test_signs_that_the_font_lacks_or_that_mean_mathematics_are_drawn():
     assert not any(name.get_parse_math() for name in explorer.picture._picture._names)
 
 
-def test_many_texts_leave_nothing_behind(own):
+def test_many_texts_leave_no_memory_in_use(own):
     _, explorer = own
     texts = [" ".join(tiny.WORDS[i:]) for i in (1, 4, 7)]
     leaves_nothing(lambda text: explorer.move(text=text), texts, soak(25, 500))
@@ -121,7 +121,7 @@ def test_many_threads_may_type_at_once():
     assert pyplot.get_fignums() == []
 
 
-def test_the_model_is_asked_once_a_text(own, monkeypatch):
+def test_the_model_is_asked_once_per_text(own, monkeypatch):
     policy, explorer = own
     asked = []
     monkeypatch.setattr(policy, "forward", lambda *a, f=policy.forward: asked.append(1) or f(*a))
@@ -132,7 +132,7 @@ def test_the_model_is_asked_once_a_text(own, monkeypatch):
     assert len(asked) == 1
 
 
-def test_it_has_labels_and_its_text_is_the_sentence(own):
+def test_own_text_has_labels_and_its_text_is_the_sentence(own):
     _, explorer = own
     assert all(control.description for control in explorer.controls.values())
     assert explorer._repr_mimebundle_()["text/plain"] == f"own_text: {explorer.sentence}"

@@ -1,4 +1,4 @@
-"""Scrubbing through recorded runs: where the marks stand, and what is said."""
+"""Scrubbing through recorded runs: where the marks are, and what is said."""
 
 import io
 import itertools
@@ -30,7 +30,7 @@ def made(name, n_steps, *, every=1, start=0, prompts=PROMPTS):
 
 
 @pytest.mark.parametrize("other", [None, "B"])
-def test_every_place_is_right_and_said(other):
+def test_every_position_of_a_replay_is_right_and_described(other):
     explorer = widgets.replay(made("A", 4), other and made("B", 6, every=2))
     step, prompt = explorer.controls["step"], explorer.controls["prompt"]
     assert (step.min, step.max) == (0, 6 if other else 4)
@@ -55,7 +55,7 @@ def test_every_place_is_right_and_said(other):
     assert prompt.options == (("first", 0), ("second", 1))
 
 
-def test_playing_moves_the_slider():
+def test_playing_a_replay_moves_its_slider():
     explorer = widgets.replay(made("A", 4))
     play = explorer.box.children[0]
     assert (play.min, play.max) == (0, 4)
@@ -100,7 +100,7 @@ def test_text_is_not_read_as_mathematics_and_gaps_are_left_out():
     assert "“$x��A3”" in explorer.picture._texts[1].get_text()
 
 
-def test_text_stays_inside_the_picture():
+def test_text_of_a_replay_stays_inside_the_picture():
     explorer = widgets.replay("high-lr", "no-kl")
     for step in range(19):
         explorer.move(step=step)
@@ -125,7 +125,7 @@ def test_the_panels_mark_the_steps_and_show_their_answers():
     assert len(plots.replay_panels(made("A", 6)).texts) == 4
 
 
-def test_one_picture_for_a_page():
+def test_a_page_gets_one_picture_of_a_replay():
     figure = plots.replay(made("A", 6), made("B", 6), step=5, prompt=1)
     assert "secondA5" in figure.texts[1].get_text()
     assert "secondB5" in figure.texts[2].get_text()
