@@ -339,3 +339,26 @@ def test_an_adapter_does_not_resume_on_another_base_model(tmp_path):
     trainer(0).resume(tmp_path / "run")
     with pytest.raises(ValueError, match="reference must be the one that the run began with"):
         trainer(1).resume(tmp_path / "run")
+
+
+def test_a_folder_that_a_kill_left_unfinished_does_not_stop_a_save(saved):
+    left = saved.with_name("run.unfinished")
+    left.mkdir()
+    (left / "half a file").write_text("{", encoding="utf-8")
+    train(make(), 3).save(saved)
+    assert steps(saved) == 3
+    assert not left.exists()
+    assert not (saved / "half a file").exists()
+
+
+def test_a_run_stopped_between_two_renewals_gets_its_renewed_reference_back(tmp_path):
+    # The reference is renewed before the fourth rollout, and not again before the seventh.
+    changes = {"reference_update_every": 3}
+    whole, first, second = train(make(**changes), 5), train(make(**changes), 4), make(**changes)
+    first.save(tmp_path / "run")
+    begun = weights_hash(second.reference)
+    second.resume(tmp_path / "run")
+    assert weights_hash(second.reference) == weights_hash(first.reference) != begun
+    assert weights_hash(second.reference) != weights_hash(second.policy)
+    assert train(second, 5).history == whole.history
+    assert whole.history[4]["kl"] != 0

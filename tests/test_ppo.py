@@ -6,6 +6,7 @@ from torch import tensor
 from torch.testing import assert_close
 
 from minippo.checks import definitions as slow
+from minippo.ppo import Credit, PPOConfig, assign_credit, summarise
 from minippo.rollout import Responses, Rollout
 from tests import tiny
 from tests.tiny import PROMPTS, SEQUENCE
@@ -161,3 +162,43 @@ def test_the_statistics_of_a_step_by_hand():
     for name, value in expected.items():
         assert_close(stats[name], value, rtol=1e-4, atol=1e-5, check_dtype=False, msg=name)
     assert trainer.history == [stats]
+
+
+DONE = [
+    {"policy_loss": 1.0, "ratio_error": 0.25, "stopped": 0.0},
+    {"policy_loss": 3.0, "ratio_error": 0.75, "stopped": 1.0},
+]
+
+
+def test_the_summary_of_a_rollout_by_hand():
+    log_probs = tensor([[0.1, 0.2, 9.0], [0.4, 0.0, 0.1]])  # 9 is on padding
+    rollout, config = rollout_by_hand(log_probs=log_probs), PPOConfig(**MONTE_CARLO)
+    credit = assign_credit(rollout, config, kl_coef=0.5)
+    expected = {
+        "score": 2.5,
+        "reward": 2.375,  # 2 - .5 * .3 and 3 - .5 * .2
+        "kl": 0.4,  # .3 and .5
+        "response_length": 2.5,  # 2 and 3 tokens
+        "truncated": 0.5,
+        # Returns 1.85, 1.9, 2.9, 3.1, 3.1: variance .3276. Less the values 1.35, 1.65, 1.9, 3.1,
+        # 4.1: variance 1.0586.
+        "explained_variance": 1 - 1.0586 / 0.3276,
+        "optimizer_steps": 1.0,  # the second stopped before its step
+        "first_ratio_error": 0.25,
+        "policy_loss": 2.0,
+        "ratio_error": 0.5,
+    }
+    assert summarise(rollout, credit, DONE, config) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_summary_at_the_sequence_level_takes_the_first_value_of_each_response():
+    # Two responses of one token. V(prompt) .5, 1, 2 for returns 1, 1, 4: these vary by 2, and
+    # 1/2, 0, 2, what is left of them, by 13/18.
+    mask, zeros = tensor([[True, False], [True, False], [True, True]]), torch.zeros(3, 2)
+    values = tensor([[0.5, 7.0], [1.0, 7.0], [2.0, -7.0]])
+    responses = Responses(mask.long(), mask, mask.long(), mask)
+    rollout = Rollout(responses, zeros, zeros, values, zeros[:, 0], zeros, ~mask[:, 0], zeros[:, 0])
+    credit = Credit(zeros, zeros[:, 0], tensor([1.0, 1.0, 4.0]), zeros[:, 0])
+    found = summarise(rollout, credit, DONE, PPOConfig(**SEQUENCE))
+    assert found["explained_variance"] == pytest.approx(23 / 36)
+    assert found["response_length"] == pytest.approx(4 / 3)

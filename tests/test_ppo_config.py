@@ -135,3 +135,26 @@ def test_the_textbook_sketch_is_a_set_of_choices():
     assert (config.kl_coef, config.kl_loss_coef > 0, config.value_coef > 0) == (0.0, True, True)
     assert (config.learning_rate, config.entropy_coef) == (0.5, 0.0)
     assert PPOConfig.textbook().entropy_coef > 0
+
+
+def test_the_defaults_are_those_of_the_sources_that_they_name():
+    sources = {
+        "Schulman et al. 2017": {"policy_loss": "clip", "clip_range": 0.2, "ratio_to": "old"},
+        "Schulman et al. 2017, penalty": {"penalty_target": 0.01},
+        "lm-human-preferences": {
+            "gamma": 1.0, "lam": 0.95, "value_clip_range": 0.2, "entropy_coef": 0.0,
+            "kl_estimator": "k1", "whiten_advantages": True,
+        },
+        "CleanRL": {"value_coef": 0.5},
+    }  # fmt: skip
+    for source, values in sources.items():
+        assert {name: getattr(PPOConfig(), name) for name in values} == values, source
+
+
+def test_the_textbook_sketch_has_the_coefficients_that_are_quoted():
+    # c1 "0.5 to 1", c2 and c3 "0.01 to 0.1"; nothing is clipped but the ratio.
+    config = PPOConfig.textbook()
+    assert config.value_coef == 0.5
+    assert 0.01 <= config.entropy_coef <= 0.1
+    assert 0.01 <= config.kl_loss_coef <= 0.1
+    assert (config.value_clip_range, config.kl_loss_estimator) == (None, "k2")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import tensor
 
+from minippo.responses import split_columns
 from minippo.rollout import Responses, decode, encode, encode_prompts, left_pad, response_mask
 from tests import tiny
 from tests.shapes import refuses
@@ -109,3 +110,68 @@ def test_rows_of_similar_length_are_put_together(lengths, size, parts):
     ids = torch.ones_like(mask).long()
     rows = Responses(ids, mask, ids, mask).by_length(size)
     assert [part.tolist() for part in rows] == parts
+
+
+# ---- columns
+
+NAMED = [{"prompt": p, "answer": p.upper(), "number": i} for i, p in enumerate(tiny.PROMPTS[:4])]
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers"),
+    [
+        (tensor([3, 1, 1]), [3, 1, 1]),
+        (tensor([False, True, True, False]), [1, 2]),
+        (slice(1, None, 2), [1, 3]),
+        (slice(0, 0), []),
+    ],
+)
+def test_columns_travel_with_the_rows_that_are_taken(rows, numbers):
+    whole = encode(tiny.tokenizer(), NAMED, ["good", "bad", "so bad", "fine"])
+    part = whole[rows]
+    assert part.columns == {"answer": [NAMED[i]["answer"] for i in numbers], "number": numbers}
+    assert part.ids.tolist() == whole.ids[numbers].tolist()
+
+
+def test_columns_stay_when_responses_are_trimmed_or_moved():
+    responses = encode(tiny.tokenizer(), NAMED, ["good", "bad", "so bad", "fine"])
+    for same in (responses.trim(), responses.to(torch.device("cpu"))):
+        assert same.columns == responses.columns == {
+            "answer": ["A B", "C", "D E F", "B B B A"], "number": [0, 1, 2, 3],
+        }  # fmt: skip
+
+
+def test_columns_reach_the_score_and_the_rollout_of_a_trainer():
+    seen = []
+
+    def score(responses):
+        seen.append(responses.columns)
+        return tensor([float(n) for n in responses.columns["number"]])
+
+    config = {"rollout_size": 4, "minibatch_size": 2, "micro_batch_size": 1}
+    rollout = tiny.trainer(score=score, **config).collect(NAMED)
+    assert seen == [{"answer": ["A B", "C", "D E F", "B B B A"], "number": [0, 1, 2, 3]}]
+    assert rollout.scores.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert rollout[tensor([2, 0])].responses.columns["number"] == [2, 0]
+
+
+@pytest.mark.usefixtures("without_hook")
+@pytest.mark.parametrize(
+    ("rows", "argument", "came"),
+    [
+        ([{"prompt": "a", "x": 1}, {"prompt": "b"}], "row 1", "{'prompt': 'b'}"),
+        ([{"prompt": "a"}, {"prompt": "b", "x": 1}], "row 1", "{'prompt': 'b', 'x': 1}"),
+        ([{"text": "a"}], "row 0", "{'text': 'a'}"),
+        ([{"prompt": "a"}, "b"], "row 1", "'b'"),
+        (["a", {"prompt": "b"}], "text 1", "{'prompt': 'b'}"),
+        ([{"prompt": "a"}, {"prompt": 3}], "text 1", "3"),
+        ([3], "text 0", "3"),
+    ],
+)
+def test_rows_that_do_not_have_the_same_columns_are_refused_by_their_number(rows, argument, came):
+    with refuses(f"encode_prompts: {argument}", came):
+        split_columns(rows)
+
+
+def test_split_columns_leaves_texts_without_columns():
+    assert split_columns(["a", "b"]) == (["a", "b"], {})

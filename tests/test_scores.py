@@ -1,5 +1,7 @@
 """Scores: what is refused, ensembles, reward models and classifiers, by hand."""
 
+import math
+
 import pytest
 import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
@@ -15,6 +17,7 @@ from transformers import (
 
 from minippo.models import load_policy
 from minippo.rollout import check_scores, encode, ensemble_score, load_score, score_with, text_score
+from minippo.scores import normalized_score
 from tests import tiny
 from tests.shapes import refuses
 
@@ -266,3 +269,104 @@ def test_the_only_label_of_a_reward_model_may_be_left_out(tmp_path):
     (tmp_path / "a#b").rename(tmp_path / "model")
     for name in ("model", "model#0", "model#LABEL_0"):
         assert torch.equal(load_score(tmp_path / name)(written()), plain)
+
+
+# ---- normalized scores
+
+
+def in_turn(*batches, **options):
+    """A normalized score of these batches, one after the other: what each becomes."""
+    waiting = [tensor(batch) for batch in batches]
+    score = normalized_score(lambda _: waiting.pop(0), **options)
+    rows = [encode(tiny.tokenizer(), ["a"] * len(b), ["good"] * len(b)) for b in batches]
+    return [score(responses).tolist() for responses in rows]
+
+
+def test_normalized_scores_by_their_running_mean_and_population_deviation_by_hand():
+    # 1 and 3: mean 2, deviation 1. With 8: mean 4, variance (9 + 1 + 16) / 3.
+    # With 0 and 3: mean 3, variance (4 + 0 + 25 + 9 + 0) / 5.
+    first, second, third = in_turn([1.0, 3.0], [8.0], [0.0, 3.0])
+    assert first == pytest.approx([-1.0, 1.0])
+    assert second == pytest.approx([4 / math.sqrt(26 / 3)])
+    assert third == pytest.approx([-3 / math.sqrt(38 / 5), 0.0], abs=1e-6)
+
+
+def test_normalized_scores_by_a_fixed_mean_and_deviation_by_hand():
+    first, second = in_turn([1.0, 4.0], [100.0], mean=2.0, std=4.0)
+    assert first == [-0.25, 0.5]
+    assert second == [24.5]  # whatever came before
+
+
+def test_normalized_scores_are_clipped_in_deviations_on_both_sides():
+    assert in_turn([1.0, 3.0, 30.0, -30.0], mean=2.0, std=2.0, clip=1.5) == [[-0.5, 0.5, 1.5, -1.5]]
+    [running] = in_turn([0.0] * 15 + [1.0], clip=3.0)  # mean 1/16, variance 15/256
+    assert running == pytest.approx([-1 / math.sqrt(15)] * 15 + [3.0])
+
+
+def test_normalized_scores_that_are_all_equal_are_zero():
+    assert in_turn([5.0, 5.0], [5.0]) == [[0.0, 0.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "argument", "came"),
+    [
+        ({"mean": 1.0}, "mean and std", "(1.0, None)"),
+        ({"std": 1.0}, "mean and std", "(None, 1.0)"),
+        ({"mean": NAN, "std": 1.0}, "mean", "nan"),
+        ({"mean": 0.0, "std": 0.0}, "std", "0.0"),
+        ({"clip": 0.0}, "clip", "0.0"),
+    ],
+)
+def test_wrong_arguments_of_a_normalized_score_are_refused(options, argument, came):
+    with refuses(f"normalized_score: {argument}", came):
+        normalized_score(tiny.spread, **options)
+
+
+def test_a_normalized_score_needs_one_number_per_response():
+    score = normalized_score(lambda r: torch.ones(r.ids.shape))
+    with refuses("normalized_score: score", "one per token"):
+        score(written())
+
+
+# ---- columns
+
+ROWS = [
+    {"prompt": "a b", "answer": "good", "weight": 2},
+    {"prompt": "c", "answer": "", "weight": 3},
+]
+
+
+def test_a_text_score_gets_the_columns_that_it_asks_for():
+    seen = []
+
+    def by_name(prompts, responses, weight):
+        seen.append(weight)
+        return weight
+
+    def by_keyword(prompts, responses, *, answer="none"):
+        return [float(r == a) for r, a in zip(responses, answer, strict=True)]
+
+    def every_one(prompts, responses, **columns):
+        seen.append(columns)
+        return [0.0] * len(prompts)
+
+    def neither(prompts, responses):
+        return [7.0] * len(prompts)
+
+    responses = encode(tiny.tokenizer(), ROWS, WRITTEN[1])
+    paid = [text_score(tiny.tokenizer(), fn)(responses).tolist() for fn in (by_name, by_keyword)]
+    assert paid == [[2.0, 3.0], [1.0, 0.0]]
+    text_score(tiny.tokenizer(), every_one)(responses)
+    assert seen == [[2, 3], {"answer": ["good", ""], "weight": [2, 3]}]
+    assert text_score(tiny.tokenizer(), neither)(responses).tolist() == [7.0, 7.0]
+
+
+def test_an_error_of_a_text_score_names_the_row_whose_columns_caused_it():
+    def rule(prompts, responses, weight):
+        return [1 / (w - 3) for w in weight]
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        text_score(tiny.tokenizer(), rule)(encode(tiny.tokenizer(), ROWS, WRITTEN[1]))
+    assert caught.value.__notes__ == [
+        "raised by the score function on prompt 'c', response 'so bad'"
+    ]
