@@ -1,8 +1,9 @@
 """Plant one-line mutants, one at a time, and report the share that the tests kill.
 
 `python tools/mutants.py` takes a seeded sample of 150 over the mathematics, responses, scores,
-rollout, PPO and the trainer with its checkpoints and processes, and runs each on the tests of its module (TESTS) until the first failure. A child
-process reads the mutant in place of the module's file; the checkout stays as it is.
+rollout, PPO, and the trainer with its checkpoints and processes, and runs each on the tests of its
+module (TESTS) until the first failure. A child process reads the mutant in place of the module's
+file; the checkout stays as it is.
 
 A mutant's place in the sample is a hash of the seed, its function, its line and the change: code
 that moves to another module keeps its mutants, and two versions can be compared.
