@@ -55,7 +55,7 @@ def _reader(kind: Any) -> Callable[[str], Any]:
         if NoneType in allowed and text.lower() == "none":
             return None
         if bool in allowed:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+            return ("false", "true", "0", "1").index(text.lower()) % 2 == 1
         return allowed[0](text)
 
     read.__name__ = " or ".join("none" if k is NoneType else k.__name__ for k in allowed)

@@ -189,7 +189,7 @@ def split_columns(prompts: Sequence[Prompt]) -> tuple[list[str], Columns]:
     >>> split_columns([{"prompt": "2 + 2 =", "answer": "4"}])
     (['2 + 2 ='], {'answer': ['4']})
     """
-    if isinstance(prompts, str) or not prompts or isinstance(prompts[0], str):
+    if isinstance(prompts, str) or not prompts or not isinstance(prompts[0], Mapping):
         return list(texts_of("encode_prompts", prompts)), {}
     names, columns = list(prompts[0]), dict[str, list[Any]]()
     for number, row in enumerate(prompts):

@@ -23,9 +23,11 @@ hypothesis.settings.load_profile("minippo")
 
 # The mathematics, rollout, loss, trainer and checks; the dearest file first, for two processes.
 QUICK = """
-    checks trainer rollout ppo fuzz advantages alternatives kl log_probs losses masking reward_model
-    sft validate checks_advantages checks_alternatives checks_exercises checks_hacking checks_kl
-    checks_practice
+    checks/test_catalogue test_trainer_invariants test_trainer test_rollout test_ppo_loss
+    whole/test_fuzz test_advantages test_alternatives test_kl test_log_probs test_losses
+    test_masking test_ppo test_ppo_config test_responses test_reward_model test_scores test_sft
+    test_validate checks/test_engine checks/test_advantages checks/test_alternatives
+    checks/test_exercises checks/test_hacking checks/test_kl checks/test_practice
 """.split()
 
 
@@ -35,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.quick:  # nothing else is even collected
-        config.args = [str(Path(__file__).with_name(f"test_{name}.py")) for name in QUICK]
+        config.args = [str(Path(__file__).parent / f"{name}.py") for name in QUICK]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What tests/test_faults.py starts: a run that is killed at random moments and goes on.
+"""What tests/whole/test_faults.py starts: a run that is killed at random moments and goes on.
 
 `python tests/lives.py FOLDER KILLS SEED`: this process imports once and forks a child for each
 life, which resumes, trains and saves after every step. It kills the child after a random time, as

@@ -29,7 +29,7 @@ def failing(trainer, how):
     """Let the last process alone fail in its second step, or be interrupted in its first."""
     if trainer.accelerator.process_index != trainer.accelerator.num_processes - 1:
         return
-    judge, calls = trainer.score, []
+    score_before, calls = trainer.score, []
 
     def score(responses):
         calls.append(1)
@@ -37,7 +37,7 @@ def failing(trainer, how):
             raise ZeroDivisionError("this rank's own error")
         if how == "dies" and len(calls) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return judge(responses)
+        return score_before(responses)
 
     trainer.score = score
     if how == "stops":  # one process gets the Ctrl-C before the end of a step, the other after

@@ -112,7 +112,7 @@ def test_td_errors_by_hand():
     assert_close(got, tensor([[0.0, 0.5, 0.0]]))
 
 
-def test_a_cut_off_response_goes_on_with_its_bootstrap():
+def test_a_truncated_response_continues_with_its_bootstrap():
     # 1 + .5 * 4 - .5 = 2.5 at the last real token of row 0; row 1 ended by itself.
     rewards, values = tensor([[0.0, 1.0, 5.0]] * 2), tensor([[0.25, 0.5, 7.0]] * 2)
     mask = tensor(slow.prefix_mask([2, 3], 3))
@@ -292,7 +292,7 @@ def all_of(rewards, values, mask, bootstrap):
 
 
 @pytest.mark.parametrize("junk", [NAN, INF, -INF, 1e30])
-def test_junk_under_the_mask_changes_nothing(junk):
+def test_junk_under_the_mask_changes_no_credit(junk):
     rewards, values, bootstrap = torch.randn(3, 4), torch.randn(3, 4), torch.randn(3)
     clean = all_of(rewards, values, REAL, bootstrap)
     dirty = all_of(
@@ -303,7 +303,7 @@ def test_junk_under_the_mask_changes_nothing(junk):
         assert (a[~REAL] == 0).all()
 
 
-def test_more_padding_changes_nothing():
+def test_more_padding_changes_no_credit():
     rewards, values, bootstrap = torch.randn(3, 4), torch.randn(3, 4), torch.randn(3)
     short = all_of(rewards, values, REAL, bootstrap)
     wide = torch.cat([REAL, torch.zeros(3, 2).bool()], 1)
@@ -314,7 +314,7 @@ def test_more_padding_changes_nothing():
 
 
 @given(st.permutations(range(4)), st.lists(st.integers(1, 5), min_size=4, max_size=4))
-def test_a_row_depends_on_itself_alone(order, lengths):
+def test_credit_of_a_row_depends_on_that_row_alone(order, lengths):
     rewards, values, bootstrap = torch.randn(4, 5), torch.randn(4, 5), torch.randn(4)
     mask = tensor(slow.prefix_mask(lengths, 5))
     whole = all_of(rewards, values, mask, bootstrap)
@@ -361,7 +361,7 @@ EMPTY, NO_MASK = torch.zeros(1, 0), torch.zeros(1, 0).bool()
         (lambda: explained_variance(X, S, M), "explained_variance: returns", "float32 [1]"),
     ],
 )
-def test_errors_name_the_argument_and_what_came(call, argument, came):
+def test_errors_of_advantages_name_the_argument_and_what_came(call, argument, came):
     with refuses(argument, came):
         call()
 

@@ -157,7 +157,7 @@ def test_a_constant_added_to_a_group_changes_nothing(constant):
 @pytest.mark.parametrize(
     ("n", "expected"), [(1, 0.0), (2, math.log(2) - 0.5), (16, 1.8350887), (1000, 5.9087553)]
 )
-def test_best_of_n_by_hand(n, expected):
+def test_best_of_n_kl_by_hand(n, expected):
     # log 16 - 15/16 = 2.7725887 - .9375; log 1000 - .999 = 6.9077553 - .999.
     assert math.isclose(best_of_n_kl(n), expected, abs_tol=1e-7)
 
@@ -172,7 +172,7 @@ def test_best_of_n_is_the_kl_of_the_maximum(n):
     assert math.isclose(best_of_n_kl(n), kl, abs_tol=1e-6)  # the midpoint rule's error
 
 
-def test_with_ties_it_is_an_upper_bound():
+def test_with_ties_the_best_of_n_kl_is_an_upper_bound():
     # Best of two fair coins: heads 3/4. KL((1/4, 3/4) || (1/2, 1/2)) = .130812 < .193147.
     assert 0.25 * math.log(0.5) + 0.75 * math.log(1.5) < best_of_n_kl(2)
 
@@ -201,6 +201,6 @@ X, S = torch.zeros(2), torch.zeros(2, 3)
         (lambda: best_of_n_kl.__wrapped__(2.0), "best_of_n_kl: n", "2.0"),
     ],
 )
-def test_errors_name_the_argument_and_what_came(call, argument, came):
+def test_errors_of_alternatives_name_the_argument_and_what_came(call, argument, came):
     with refuses(argument, came):
         call()

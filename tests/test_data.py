@@ -184,7 +184,7 @@ def test_offline_a_data_set_that_is_not_cached_is_refused(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["imdb", "json", "a/b/c", "two words/x", "/no/where", "../up"])
-def test_what_is_no_name_of_the_hub_is_not_asked_for(monkeypatch, name):
+def test_a_source_that_is_no_name_of_the_hub_is_not_asked_for(monkeypatch, name):
     monkeypatch.setattr(data, "ask_for_dataset", None)
     with refuses("load_prompts: source", name):
         load_prompts(name)

@@ -34,7 +34,7 @@ SIX = {"rtol": 0, "atol": 1e-6}  # these goldens are known to 6 digits
         (0.0, -1000.0, [1000.0, 500000.0, 999.0]),
     ],
 )
-def test_one_token_by_hand(log_p, log_q, expected):
+def test_the_kl_estimators_of_one_token_by_hand(log_p, log_q, expected):
     got = [k(tensor([log_p]), tensor([log_q])) for k in ESTIMATORS]
     assert_close(torch.cat(got), tensor(expected))
 
@@ -52,7 +52,7 @@ def test_estimators_are_the_definition_in_value_and_gradient(name):
     assert_close(got, double(slopes), **slow.DIFFERENCES)
 
 
-def test_a_small_difference_keeps_its_digits():
+def test_k3_of_a_small_difference_keeps_its_digits():
     # k3 of a log-ratio d is d^2 / 2 + d^3 / 6: exp(d) - 1 would leave noise of 1e-7.
     got = kl_k3(tensor([0.0]), tensor([1e-4]))
     assert_close(got, tensor([5e-9 + 1e-12 / 6]), rtol=1e-2, atol=0)  # d itself has 7 digits
@@ -82,7 +82,7 @@ def test_the_spreads_over_three_tokens():
         (1.0, [0.0, 0.25, 0.0], [2.0, 1.73, 1.70]),
     ],
 )
-def test_schulman_s_table(shift, bias, spread):
+def test_the_kl_estimators_have_the_bias_and_spread_of_schulmans_table(shift, bias, spread):
     x = torch.linspace(-12, 12, 20_001, dtype=F64)
     log_p, log_q = -(x**2) / 2, -((x - shift) ** 2) / 2
     weight, true = log_p.exp() / log_p.exp().sum(), shift**2 / 2
@@ -202,7 +202,7 @@ def test_exact_kl_of_a_row_depends_on_that_row_alone():
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_precision_gives_the_answer_of_the_upcast_numbers(half):
+def test_kl_in_half_precision_is_that_of_the_upcast_numbers(half):
     p, q = (-3 * torch.rand(2, 30)).to(half)
     pairs = list(zip(p.tolist(), q.tolist(), strict=True))
     for k in ESTIMATORS:
@@ -310,7 +310,7 @@ ADAPTIVE, PENALTY = AdaptiveKL(1.0, target=6.0, horizon=9), PenaltyKL(1.0, targe
         (lambda: PENALTY.update(1.0, True), "PenaltyKL.update: n_episodes", "True"),
     ],
 )
-def test_errors_name_the_argument_and_what_came(call, argument, came):
+def test_errors_of_kl_name_the_argument_and_what_came(call, argument, came):
     with refuses(argument, came):
         call()
 

@@ -85,7 +85,7 @@ def test_the_order_and_the_company_of_rows_do_not_matter():
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.int16, torch.int32, torch.int64])
-def test_tokens_may_be_any_integers(kind):
+def test_token_ids_may_have_any_integer_dtype(kind):
     got = token_log_probs(THREE.expand(1, 1, 3), tensor([[2]], dtype=kind))
     assert_close(got, tensor([[math.log(0.5)]]))
 
@@ -154,7 +154,7 @@ def test_entropy_is_right_where_a_token_is_ruled_out():
     slope = [-0.2 * (math.log(0.2) + h), 0.0, -0.8 * (math.log(0.8) + h)]
     (found,) = torch.autograd.grad(got, z, retain_graph=True)
     assert_close(found, tensor(slope))
-    # Whatever stands behind it: a bound near the largest float would overflow here.
+    # Whatever follows: a bound near the largest float would overflow here.
     (found,) = torch.autograd.grad(-100 * got, z)
     assert_close(found, tensor([-100 * x for x in slope]))
 
@@ -186,7 +186,7 @@ def test_half_precision_logits_give_the_answer_of_the_upcast_logits(half):
     assert_close(got, tensor([total]), rtol=1e-5, atol=0)
 
 
-def test_double_precision_stays():
+def test_double_precision_logits_give_double_precision_log_probs():
     z = torch.randn(1, 2, 3, dtype=torch.float64)
     assert token_log_probs(z, tensor([[0, 1]])).dtype == torch.float64
     assert entropy(z).dtype == torch.float64
@@ -216,7 +216,7 @@ Z, IDS, X, M = torch.zeros(1, 2, 3), tensor([[0, 1]]), torch.zeros(1, 2), torch.
         ),
     ],
 )
-def test_errors_name_the_argument_and_what_came(call, argument, came):
+def test_errors_of_log_probs_name_the_argument_and_what_came(call, argument, came):
     with refuses(argument, came):
         call()
 

@@ -46,7 +46,7 @@ def test_the_slope_of_the_ratio_is_the_ratio():
     assert_close(slopes[1], tensor([-1.5]))
 
 
-def test_an_overflow_shows_as_inf():
+def test_a_ratio_that_overflows_is_inf():
     # OpenRLHF and verl clamp the log-ratio to +-20, which would hide it as 4.9e8.
     got = probability_ratio(tensor([0.0, -1000.0, 25.0]), tensor([-1000.0, 0.0, 0.0]))
     assert_close(got, tensor([INF, 0.0, math.exp(25)]))
@@ -343,7 +343,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(baseline):
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_precision_gives_the_answer_of_the_upcast_numbers(half):
+def test_losses_in_half_precision_are_those_of_the_upcast_numbers(half):
     a, b = (torch.randn(2, 30) * 3).to(half)
     pairs = list(zip(a.tolist(), b.tolist(), strict=True))
     assert_close(probability_ratio(a, b), tensor([math.exp(x - y) for x, y in pairs]))
@@ -401,7 +401,7 @@ WANT = "value_loss: old_values and clip_range"
         (lambda: reinforce_loss(R, R[:1]), "reinforce_loss: advantages", "float32 [1]"),
     ],
 )
-def test_errors_name_the_argument_and_what_came(call, argument, came):
+def test_errors_of_losses_name_the_argument_and_what_came(call, argument, came):
     with refuses(argument, came):
         call()
 
@@ -422,7 +422,7 @@ def test_a_clip_range_of_another_length_is_refused_by_name(f, came):
         f(R, R, came)
 
 
-def test_the_edges_of_the_allowed_numbers_are_allowed():
+def test_the_edges_of_each_losses_numbers_are_allowed():
     assert_close(clipped_surrogate(R, R, (1, 7)), -R)
     assert_close(clipped_surrogate(R, R, 0), -R)
     assert_close(clipped_surrogate(R, -R, 0.5, dual_clip=1.6), R)

@@ -107,7 +107,7 @@ def test_whiten_sees_real_tokens_alone_and_leaves_zero_elsewhere():
         assert_close(whiten(x, REAL, keep_mean=True), kept)
 
 
-def test_epsilon_is_added_to_the_variance():
+def test_epsilon_of_whiten_is_added_to_the_variance():
     # Mean 1e-4, variance 1e-8: -1e-4 / sqrt(2e-8). alpaca_farm's std + 1e-8 gives -.9999,
     # OpenRLHF's clamp of the variance at 1e-8 gives -1.
     got = whiten(tensor([0.0, 2e-4]), tensor([True, True]))
@@ -141,13 +141,13 @@ def test_whiten_is_the_definition_in_value_and_gradient(keep_mean):
 
 @pytest.mark.parametrize("junk", JUNK)
 @pytest.mark.parametrize("f", [masked_mean, masked_var, whiten])
-def test_junk_under_the_mask_changes_no_value(f, junk):
+def test_junk_under_the_mask_changes_neither_means_nor_whitened_values(f, junk):
     assert torch.equal(f(torch.where(REAL, RAGGED, junk), REAL), f(RAGGED, REAL))
 
 
 @pytest.mark.parametrize("junk", [NAN, INF])
 @pytest.mark.parametrize("f", [masked_mean, masked_var, whiten])
-def test_junk_under_the_mask_changes_no_gradient(f, junk):
+def test_junk_under_the_mask_changes_no_gradient_of_masked_functions(f, junk):
     slopes = []
     for padding in (0.0, junk):
         x = torch.where(REAL, RAGGED, padding).requires_grad_()
@@ -157,7 +157,7 @@ def test_junk_under_the_mask_changes_no_gradient(f, junk):
 
 
 @given(st.permutations(range(5)), st.lists(st.integers(1, 4), min_size=5, max_size=5))
-def test_the_order_of_rows_does_not_matter(order, lengths):
+def test_the_order_of_rows_changes_no_masked_function(order, lengths):
     x, mask = torch.randn(5, 4, dtype=torch.float64), tensor(slow.prefix_mask(lengths, 4))
     assert_close(masked_mean(x[order], mask[order]), masked_mean(x, mask))
     assert_close(masked_var(x[order], mask[order]), masked_var(x, mask))
@@ -201,6 +201,6 @@ X, M = torch.zeros(2, 2), torch.ones(2, 2).bool()
         (lambda: whiten([1.0], M), "whiten: x", "list"),
     ],
 )
-def test_errors_name_the_argument_and_what_came(call, argument, came):
+def test_errors_of_masking_name_the_argument_and_what_came(call, argument, came):
     with refuses(argument, came):
         call()

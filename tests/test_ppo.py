@@ -1,12 +1,4 @@
-"""The configuration's ranges, and the loss against the same thing as loops over Python floats.
-
-The policy of the loss's tests is a table (tests/tiny.py): its logits and values are parameters, so
-that every gradient can be had by finite differences or in closed form.
-"""
-
-import dataclasses
-import math
-from dataclasses import fields
+"""Credit, minibatches, learning rates and what a step reports, by hand."""
 
 import pytest
 import torch
@@ -14,484 +6,199 @@ from torch import tensor
 from torch.testing import assert_close
 
 from minippo.checks import definitions as slow
-from minippo.ppo import PPOConfig, ppo_loss
+from minippo.ppo import Credit, PPOConfig, assign_credit, summarise
 from minippo.rollout import Responses, Rollout
-from tests.shapes import double, refuses
-from tests.tiny import Table
-
-INF, NAN = float("inf"), float("nan")
-
-# ---- PPOConfig
-
-WHOLE = [(0, "0"), (-1, "-1"), (1.0, "1.0"), (True, "True"), ("4", "'4'")]
-SHARE = [(-0.1, "-0.1"), (1.1, "1.1"), (NAN, "nan"), ("1", "'1'"), (True, "True")]
-LEAST_0 = [(-0.1, "-0.1"), (INF, "inf"), (NAN, "nan"), ("1", "'1'"), (True, "True")]
-ABOVE_0 = [(0.0, "0.0"), *LEAST_0]
-SWITCH = [(1, "1"), (0.0, "0.0"), ("yes", "'yes'")]
-WORD = [("other", "'other'"), (1, "1")]
-BAD = {
-    "advantage_level": WORD,
-    "ratio_level": WORD,
-    "ratio_to": WORD,
-    "policy_loss": WORD,
-    "clip_range": SHARE,
-    "clip_range_high": LEAST_0,
-    "gamma": SHARE,
-    "lam": SHARE,
-    "value_coef": LEAST_0,
-    "value_clip_range": ABOVE_0,
-    "entropy_coef": LEAST_0,
-    "kl_coef": LEAST_0,
-    "kl_estimator": [*WORD, ("k4", "'k4'")],
-    "kl_loss_coef": LEAST_0,
-    "kl_loss_estimator": [*WORD, ("k1", "'k1'")],  # its expected gradient is zero
-    "kl_target": ABOVE_0,
-    "kl_horizon": WHOLE,
-    "penalty_target": ABOVE_0,
-    "reference_update_every": WHOLE,
-    "whiten_advantages": SWITCH,
-    "missing_eos_penalty": LEAST_0,
-    "bootstrap_truncated": SWITCH,
-    "temperature": ABOVE_0,
-    "max_new_tokens": WHOLE,
-    "rollout_size": WHOLE,
-    "epochs": WHOLE,
-    "minibatch_size": WHOLE,
-    "micro_batch_size": WHOLE,
-    "learning_rate": LEAST_0,
-    "warmup_steps": [(-1, "-1"), (1.0, "1.0"), (True, "True")],
-    "total_steps": WHOLE,
-    "max_grad_norm": ABOVE_0,
-    "target_kl_stop": ABOVE_0,
-    "gradient_checkpointing": SWITCH,
-    "mixed_precision": [*WORD, ("fp16", "'fp16'")],
-    "seed": [(-1, "-1"), (0.5, "0.5"), (True, "True")],
-}
-OPTIONAL = {
-    "clip_range_high", "value_clip_range", "kl_target", "reference_update_every",
-    "micro_batch_size", "total_steps", "max_grad_norm", "target_kl_stop",
-}  # fmt: skip
+from tests import tiny
+from tests.tiny import PROMPTS, SEQUENCE
 
 
-def test_every_field_of_the_configuration_is_in_the_table():
-    assert set(BAD) == {field.name for field in fields(PPOConfig)}
-
-
-@pytest.mark.usefixtures("without_hook")
-@pytest.mark.parametrize(
-    ("name", "value", "came"), [(name, *bad) for name, bads in BAD.items() for bad in bads]
-)
-def test_a_value_out_of_range_is_refused(name, value, came):
-    with refuses(f"PPOConfig: {name}", came):
-        PPOConfig(**{name: value})
-
-
-@pytest.mark.usefixtures("without_hook")
-@pytest.mark.parametrize("name", BAD)
-def test_none_is_for_optional_fields_only(name):
-    if name in OPTIONAL:
-        assert getattr(PPOConfig(**{name: None}), name) is None
-    else:
-        with refuses(f"PPOConfig: {name}", "None"):
-            PPOConfig(**{name: None})
+def test_the_number_of_optimizer_steps_is_epochs_times_minibatches():
+    stats = tiny.run(1, epochs=3, minibatch_size=4).history[0]  # 4 rows and 2
+    assert stats["optimizer_steps"] == 6
 
 
 @pytest.mark.parametrize(
-    "edge",
+    ("changes", "expected"),
     [
-        {"gamma": 0.0, "lam": 0.0, "clip_range": 0.0, "clip_range_high": 0.0},
-        {"gamma": 1, "lam": 1, "clip_range": 1},
-        {"learning_rate": 0.0, "value_coef": 0.0, "kl_coef": 0.0, "warmup_steps": 0, "seed": 0},
-        {"rollout_size": 1, "minibatch_size": 1, "micro_batch_size": 1, "max_new_tokens": 1},
-        {"clip_range_high": 5.0},
+        ({}, [0.1, 0.1, 0.1, 0.1]),
+        ({"warmup_steps": 2}, [0.05, 0.1, 0.1, 0.1]),
+        ({"total_steps": 4}, [0.1, 0.075, 0.05, 0.025]),
+        ({"warmup_steps": 2, "total_steps": 4}, [0.05, 0.075, 0.05, 0.025]),
+        ({"total_steps": 2}, [0.1, 0.05, 0.0, 0.0]),
     ],
 )
-def test_the_edges_of_the_ranges_are_allowed(edge):
-    config = PPOConfig(**edge)
-    assert all(getattr(config, name) == value for name, value in edge.items())
+def test_the_learning_rate_of_each_rollout_by_hand(changes, expected):
+    used = []
+    trainer = tiny.trainer(
+        score=tiny.spread, learning_rate=0.1, max_grad_norm=1e-9, epochs=1, **changes,
+        callbacks=[lambda trainer, _: used.append(trainer.optimizer.param_groups[0]["lr"])],
+    )  # fmt: skip
+    tiny.run(4, trainer=trainer)
+    assert_close(used, expected)
+    assert_close([stats["learning_rate"] for stats in trainer.history], expected)
 
 
-@pytest.mark.parametrize(
-    ("changes", "name", "came"),
-    [
-        ({"rollout_size": 8, "minibatch_size": 9}, "minibatch_size", "9"),
-        ({"ratio_level": "sequence"}, "advantage_level", "'token'"),
-        ({"bootstrap_truncated": True, "missing_eos_penalty": 1.0}, "missing_eos_penalty", "1.0"),
-        (
-            {"bootstrap_truncated": True, "advantage_level": "sequence"},
-            "bootstrap_truncated",
-            "True",
-        ),
-        ({"kl_target": 6.0, "kl_coef": 0.0}, "kl_coef or kl_loss_coef", "0"),
-        ({"kl_target": 6.0, "rollout_size": 500, "kl_horizon": 100}, "kl_horizon", "100"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(changes, name, came):
-    with refuses(f"PPOConfig: {name}", came):
-        PPOConfig(**changes)
+# ---- advantages, by hand
 
 
-def test_a_horizon_just_beyond_a_fifth_of_the_rollout_is_allowed():
-    PPOConfig(kl_target=6.0, rollout_size=499, kl_horizon=100)
-
-
-def test_the_configuration_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        PPOConfig().gamma = 0.5
-
-
-def test_the_textbook_sketch_is_a_set_of_choices():
-    # docs/seed_ppo_for_llms.txt: A = r - V, ratio to a renewed reference, c1 value, c2 entropy, c3.
-    config = PPOConfig.textbook(learning_rate=0.5, entropy_coef=0.0)
-    assert (config.advantage_level, config.ratio_level) == ("sequence", "sequence")
-    assert (config.ratio_to, config.reference_update_every) == ("reference", 1)
-    assert (config.kl_coef, config.kl_loss_coef > 0, config.value_coef > 0) == (0.0, True, True)
-    assert (config.learning_rate, config.entropy_coef) == (0.5, 0.0)
-    assert PPOConfig.textbook().entropy_coef > 0
-
-
-# ---- ppo_loss as loops
-
-LENGTHS, TIME, VOCAB = [4, 1, 3], 4, 5
-MASK = slow.prefix_mask(LENGTHS, TIME)
-COEFS = {"kl_loss_coef": 0.7, "penalty_coef": 1.3}
-
-
-def by_loops(logits, values, batch, config, kl_loss_coef=0.0, penalty_coef=0.0):
-    """The loss and its parts from lists of floats, written from the papers and from DESIGN.md."""
-    tokens, old, ref, old_values, advantages, returns, ref_logits = batch
-    rows, temperature = range(len(tokens)), config.temperature
-    low = config.clip_range
-    high = low if config.clip_range_high is None else config.clip_range_high
-    by_token = [(i, t) for i in rows for t in range(TIME) if MASK[i][t]]
-
-    def over_tokens(f):
-        return sum(f(i, t) for i, t in by_token) / len(by_token)
-
-    def over_responses(f):
-        return sum(f(i) for i in rows) / len(tokens)
-
-    def log_p(i, t):
-        return slow.log_softmax(logits[i][t], temperature)[tokens[i][t]]
-
-    def total(i, f):
-        return sum(f(i, t) for t in range(TIME) if MASK[i][t])
-
-    def advantage(i, t):
-        return advantages[i] if config.advantage_level == "sequence" else advantages[i][t]
-
-    base = old if config.ratio_to == "old" else ref
-
-    def moved(i, t):
-        return slow.kl_k3(old[i][t], log_p(i, t))
-
-    def surrogate(ratio, a, kl):
-        if config.policy_loss == "penalty":
-            return penalty_coef * kl - ratio * a
-        return slow.clipped_surrogate(ratio, a, low, high)
-
-    def is_clipped(ratio, a):
-        if config.policy_loss == "penalty":
-            return 0.0
-        return float((a > 0 and ratio > 1 + high) or (a < 0 and ratio < 1 - low))
-
-    if config.ratio_level == "token":
-        ratios = {(i, t): math.exp(log_p(i, t) - base[i][t]) for i, t in by_token}
-        policy = over_tokens(lambda i, t: surrogate(ratios[i, t], advantage(i, t), moved(i, t)))
-        clipped = over_tokens(lambda i, t: is_clipped(ratios[i, t], advantage(i, t)))
-    else:
-        sums = [total(i, log_p) - total(i, lambda i, t: base[i][t]) for i in rows]
-        ratios = {i: math.exp(sums[i]) for i in rows}
-        policy = over_responses(lambda i: surrogate(ratios[i], advantages[i], total(i, moved)))
-        clipped = over_responses(lambda i: is_clipped(ratios[i], advantages[i]))
-
-    clip = config.value_clip_range
-    if config.advantage_level == "token":
-        value = over_tokens(
-            lambda i, t: slow.value_loss(values[i][t], returns[i][t], old_values[i][t], clip)
-        )
-    else:
-        value = over_responses(
-            lambda i: slow.value_loss(values[i][0], returns[i], old_values[i][0], clip)
-        )
-
-    def to_reference(i, t):
-        if config.kl_loss_estimator == "exact":
-            return slow.exact_kl(logits[i][t], ref_logits[i][t], temperature)
-        return {"k2": slow.kl_k2, "k3": slow.kl_k3}[config.kl_loss_estimator](
-            log_p(i, t), ref[i][t]
-        )
-
+def rollout_by_hand(**changes):
+    """Row 0 ended after two tokens, row 1 was truncated after three."""
+    mask = tensor([[True, True, False], [True, True, True]])
+    prompts = tensor([[1], [2]])
     parts = {
-        "policy_loss": policy,
-        "value_loss": value,
-        "entropy": over_tokens(lambda i, t: slow.entropy(logits[i][t], temperature)),
-        "kl_loss": over_tokens(to_reference),
+        "log_probs": torch.zeros(2, 3),
+        "ref_log_probs": torch.zeros(2, 3),
+        "values": tensor([[0.5, 0.25, 0.0], [1.0, 0.0, -1.0]]),
+        "scores": tensor([2.0, 3.0]),
+        "kl": tensor([[0.1, 0.2, 0.0], [0.4, 0.0, -0.2]]),
+        "truncated": tensor([False, True]),
+        "bootstrap": tensor([0.0, 7.0]),
     }
-    loss = policy + config.value_coef * value - config.entropy_coef * parts["entropy"]
-    return parts | {
-        "loss": loss + kl_loss_coef * parts["kl_loss"],
-        "approx_kl": over_tokens(moved),
-        "clip_fraction": clipped,
-        "ratio": sum(ratios.values()) / len(ratios),
-        "ratio_error": max(abs(r - 1) for r in ratios.values()),
-    }
+    responses = Responses(prompts, prompts > 0, tensor([[5, tiny.EOS, tiny.EOS], [5, 6, 7]]), mask)
+    return Rollout(responses, **(parts | changes))
 
 
-def case(config, seed=0):
-    """A policy, a reference, a rollout of both, advantages and returns: float64, ragged."""
-    torch.manual_seed(seed)
-    wide = torch.randn(3, 3, TIME + 1, VOCAB, dtype=torch.float64)
-    policy, reference = (Table(z, torch.randn(3, TIME + 1).double()) for z in wide[:2])
-    ids, mask = torch.randint(1, VOCAB, (3, TIME)), tensor(MASK)
-    prompts = torch.arange(3).unsqueeze(1)
+MONTE_CARLO = {"gamma": 1.0, "lam": 1.0, "whiten_advantages": False, "kl_coef": 0.5}
+PAID = tensor([[0.0, 2.0, 9.0], [1.0, 1.0, 1.0]])  # 9 is on padding
 
-    def log_probs(logits):
-        log_p = (logits[:, :-1] / config.temperature).log_softmax(-1)
-        return log_p.gather(-1, ids.unsqueeze(-1)).squeeze(-1).detach()
 
-    # The old policy is near the new one, so that some ratios are clipped and some are not.
-    old = log_probs(wide[0] + 0.4 * wide[2])
-    values = (policy.values[:, :-1] + 0.3 * torch.randn(3, TIME)).detach()
-    shape = (3, TIME) if config.advantage_level == "token" else (3,)
-    advantages, returns = torch.randn(2, *shape, dtype=torch.float64)
-    rollout = Rollout(
-        Responses(prompts, torch.ones_like(prompts).bool(), ids, mask),
-        old,
-        log_probs(reference.logits),
-        values,
-        torch.zeros(3),
-        torch.zeros(3, TIME),
-        torch.zeros(3).bool(),
-        torch.zeros(3),
+@pytest.mark.parametrize(
+    ("changes", "scores", "rewards", "returns"),
+    [
+        # -.5 KL a token, and the score on the last real one; returns are their sums to the right.
+        ({}, None, [[-0.05, 1.9, 0], [-0.2, 0, 3.1]], [[1.85, 1.9, 0], [2.9, 3.1, 3.1]]),
+        # Token by token: 0, 2 and 1, 1, 1.
+        ({}, PAID, [[-0.05, 1.9, 0], [0.8, 1.0, 1.1]], [[1.85, 1.9, 0], [2.9, 2.1, 1.1]]),
+        # Row 1 was truncated: 2 less at its end.
+        (
+            {"missing_eos_penalty": 2.0}, None,
+            [[-0.05, 1.9, 0], [-0.2, 0, 1.1]], [[1.85, 1.9, 0], [0.9, 1.1, 1.1]],
+        ),
+        (
+            {"missing_eos_penalty": 2.0}, PAID,
+            [[-0.05, 1.9, 0], [0.8, 1.0, -0.9]], [[1.85, 1.9, 0], [0.9, 0.1, -0.9]],
+        ),
+        # The value after its end, 7, replaces its score: no 3.
+        (
+            {"bootstrap_truncated": True}, None,
+            [[-0.05, 1.9, 0], [-0.2, 0, 0.1]], [[1.85, 1.9, 0], [6.9, 7.1, 7.1]],
+        ),
+        (
+            {"bootstrap_truncated": True}, PAID,
+            [[-0.05, 1.9, 0], [-0.2, 0, 0.1]], [[1.85, 1.9, 0], [6.9, 7.1, 7.1]],
+        ),
+    ],
+)  # fmt: skip
+def test_monte_carlo_credit_by_hand(changes, scores, rewards, returns):
+    trainer = tiny.trainer(**MONTE_CARLO, **changes)
+    rollout = rollout_by_hand(**({} if scores is None else {"scores": scores}))
+    got_rewards, advantages, got_returns, _ = trainer.credit(rollout)
+    assert_close(got_rewards, tensor(rewards))
+    assert_close(got_returns, tensor(returns))
+    assert_close(advantages, torch.where(rollout.mask, tensor(returns) - rollout.values, 0.0))
+
+
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_discounted_credit_is_that_of_the_definitions(bootstrap):
+    changes = {"gamma": 0.9, "lam": 0.6, "kl_coef": 0.5, "bootstrap_truncated": bootstrap}
+    rollout = rollout_by_hand()
+    mask, values = rollout.mask.tolist(), rollout.values.tolist()
+    scores = [2.0, 0.0 if bootstrap else 3.0]
+    rewards = slow.shape_rewards(scores, rollout.kl.tolist(), mask, 0.5)
+    end = rollout.bootstrap.tolist() if bootstrap else None
+    raw = slow.gae(rewards, values, mask, 0.9, 0.6, end)
+    returns = tensor(raw) + torch.where(rollout.mask, rollout.values, 0.0)
+    for whiten in (False, True):
+        trainer = tiny.trainer(whiten_advantages=whiten, **changes)
+        _, advantages, got, whitened = trainer.credit(rollout)
+        expected = slow.whiten(raw, mask) if whiten else raw
+        assert_close(advantages, tensor(raw), rtol=1e-5, atol=1e-5)
+        assert_close(whitened, tensor(expected), rtol=1e-5, atol=1e-5)
+        assert_close(got, returns, rtol=1e-5, atol=1e-5)  # from the raw advantages
+
+
+def test_sequence_credit_by_hand():
+    # Row 0: 2 - .5 * .3 = 1.85, less V = .5. Row 1: 3 - 2 - .5 * .2 = .9, less V = 1.
+    options = SEQUENCE | {"kl_coef": 0.5, "missing_eos_penalty": 2.0}
+    trainer = tiny.trainer(whiten_advantages=False, **options)
+    _, advantages, returns, _ = trainer.credit(rollout_by_hand())
+    assert_close(returns, tensor([1.85, 0.9]))
+    assert_close(advantages, tensor([1.35, -0.1]))
+    _, _, returns, whitened = tiny.trainer(**options).credit(rollout_by_hand())
+    assert_close(whitened, tensor([1.0, -1.0]))  # two numbers, whitened
+    assert_close(returns, tensor([1.85, 0.9]))
+
+
+def test_the_statistics_of_a_step_by_hand():
+    trainer = tiny.trainer(
+        policy=tiny.shallow(3), reference=tiny.shallow(7), score=tiny.spread, kl_coef=0.05
     )
-    return policy, reference, rollout, advantages, returns
-
-
-def as_lists(reference, rollout, advantages, returns):
-    parts = (rollout.responses.ids, rollout.log_probs, rollout.ref_log_probs, rollout.values)
-    return [x.tolist() for x in (*parts, advantages, returns, reference.logits)]
-
-
-SEQUENCE = {"advantage_level": "sequence"}
-BANDIT = SEQUENCE | {"ratio_level": "sequence"}
-CASES = {
-    "the defaults": {},
-    "an asymmetric band": {"clip_range": 0.1, "clip_range_high": 0.4},
-    "temperature .7": {"temperature": 0.7, "entropy_coef": 0.2},
-    "no clipping of values": {"value_clip_range": None, "value_coef": 1.0},
-    "narrow clipping of values": {"value_clip_range": 0.05, "value_coef": 1.0},
-    "an entropy bonus": {"entropy_coef": 0.5},
-    "sequence advantages on tokens": SEQUENCE,
-    "sequence ratios": BANDIT,
-    "sequence ratios and an entropy bonus": BANDIT | {"entropy_coef": 0.5},
-    "penalty": {"policy_loss": "penalty"},
-    "penalty, sequence advantages": SEQUENCE | {"policy_loss": "penalty"},
-    "penalty, sequence ratios": BANDIT | {"policy_loss": "penalty"},
-    "ratio to the reference": {"ratio_to": "reference"},
-    "sequence ratio to the reference": BANDIT | {"ratio_to": "reference"},
-    "penalty to the old, ratio to the reference": {
-        "ratio_to": "reference",
-        "policy_loss": "penalty",
-    },
-    "k2 in the loss": {"kl_loss_estimator": "k2", "kl_loss_coef": 0.7},
-    "k3 in the loss": {"kl_loss_estimator": "k3", "kl_loss_coef": 0.7},
-    "exact KL in the loss": {"kl_loss_estimator": "exact", "kl_loss_coef": 0.7},
-    "exact KL at temperature .7": {
-        "kl_loss_estimator": "exact",
-        "kl_loss_coef": 0.7,
-        "temperature": 0.7,
-    },
-    "exact KL, sequence ratios": BANDIT | {"kl_loss_estimator": "exact", "kl_loss_coef": 0.7},
-    "the textbook sketch": dataclasses.asdict(PPOConfig.textbook(kl_loss_coef=0.7)),
-}
-every_case = pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-
-
-@every_case
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_loss_and_its_parts_are_those_of_the_loops(changes, seed):
-    config = PPOConfig(**changes)
-    policy, reference, rollout, advantages, returns = case(config, seed)
-    coefs = {"kl_loss_coef": config.kl_loss_coef, "penalty_coef": 1.3}
-    loss, stats = ppo_loss(
-        policy, rollout, advantages, returns, config, reference=reference, **coefs
-    )
-    expected = by_loops(
-        policy.logits.tolist(),
-        policy.values.tolist(),
-        as_lists(reference, rollout, advantages, returns),
-        config,
-        **coefs,
-    )
-    assert_close(loss, double(expected["loss"]))
-    assert set(stats) == set(expected) - ({"kl_loss"} if not config.kl_loss_coef else set())
-    for name, part in stats.items():
-        assert_close(part.double(), double(expected[name]), msg=f"{name}: {part}")
-        assert not part.requires_grad
-
-
-@every_case
-def test_the_gradient_is_that_of_the_loops(changes):
-    config = PPOConfig(**changes)
-    policy, reference, rollout, advantages, returns = case(config)
-    coefs = {"kl_loss_coef": config.kl_loss_coef, "penalty_coef": 1.3}
-    loss, _ = ppo_loss(policy, rollout, advantages, returns, config, reference=reference, **coefs)
-    loss.backward()
-    batch = as_lists(reference, rollout, advantages, returns)
-    z, v = policy.logits.tolist(), policy.values.tolist()
-    by_logits = slow.gradient(lambda z: by_loops(z, v, batch, config, **coefs)["loss"], z)
-    by_values = slow.gradient(lambda v: by_loops(z, v, batch, config, **coefs)["loss"], v)
-    assert_close(policy.logits.grad, double(by_logits), **slow.DIFFERENCES)
-    assert_close(policy.values.grad, double(by_values), **slow.DIFFERENCES)
-    assert reference.logits.grad is None
-
-
-@pytest.mark.parametrize("changes", [{}, BANDIT])
-def test_the_cases_above_clip_some_ratios_and_not_others(changes):
-    config = PPOConfig(**changes)
-    fractions = []
-    for seed in (0, 1):
-        policy, _, rollout, advantages, returns = case(config, seed)
-        fractions.append(ppo_loss(policy, rollout, advantages, returns, config)[1]["clip_fraction"])
-    assert 0 < sum(fractions) < 2
-
-
-@every_case
-def test_junk_in_the_padding_changes_neither_loss_nor_gradient(changes):
-    config = PPOConfig(**changes)
-    results = []
-    for junk in (False, True):
-        policy, reference, rollout, advantages, returns = case(config)
-        if junk:
-            padding = ~rollout.mask
-            for x in (rollout.log_probs, rollout.ref_log_probs, rollout.values, rollout.kl):
-                x[padding] = NAN
-            rollout.responses.ids[padding] = 0
-            if advantages.dim() == 2:
-                advantages[padding] = NAN
-                returns[padding] = NAN
-        loss, _ = ppo_loss(
-            policy, rollout, advantages, returns, config, reference=reference, penalty_coef=1.3,
-            kl_loss_coef=config.kl_loss_coef,
-        )  # fmt: skip
-        loss.backward()
-        results.append((loss.detach(), policy.logits.grad, policy.values.grad))
-    assert_close(results[1], results[0], rtol=0, atol=0)
-
-
-def cut(x, rows, time):
-    """Rows of a tensor, without the columns that only longer rows have."""
-    return x[rows][:, :time] if x.dim() == 2 else x[rows]
-
-
-@every_case
-@pytest.mark.parametrize("parts", [[[0], [1], [2]], [[2, 0], [1]]])
-def test_the_parts_of_a_minibatch_add_up_to_the_whole(changes, parts):
-    config = PPOConfig(**changes)
-    policy, reference, rollout, advantages, returns = case(config)
-    options = {"reference": reference, "penalty_coef": 1.3, "kl_loss_coef": config.kl_loss_coef}
-    whole, expected = ppo_loss(policy, rollout, advantages, returns, config, **options)
-    whole.backward()
-    gradient, policy.logits.grad = policy.logits.grad, None
-    total, naive, sums = 0.0, 0.0, dict.fromkeys(expected, 0.0)
-    for rows in map(tensor, parts):
-        batch = rollout[rows].trim()
-        own = [cut(x, rows, batch.mask.shape[1]) for x in (advantages, returns)]
-        loss, stats = ppo_loss(
-            policy, batch, *own, config, n_tokens=sum(LENGTHS), n_responses=3, **options
+    rollout = trainer.collect(PROMPTS)
+    lengths = [sum(row) for row in rollout.mask.tolist()]
+    k1 = [
+        sum(a - b for a, b in zip(p[:n], q[:n], strict=True))
+        for p, q, n in zip(
+            rollout.log_probs.tolist(), rollout.ref_log_probs.tolist(), lengths, strict=True
         )
-        loss.backward()
-        total += loss.detach()
-        sums = {name: sums[name] + part for name, part in stats.items()}
-        naive += ppo_loss(policy, batch, *own, config, **options)[0].detach() / len(parts)
-    assert_close(total, whole.detach())
-    assert_close(policy.logits.grad, gradient)
-    for name in expected.keys() - {"ratio_error"}:
-        assert_close(sums[name], expected[name])
-    # The mean of each part's own mean is another loss: the rows are ragged.
-    if parts == [[2, 0], [1]]:
-        assert (naive - whole).abs() > 1e-3
-
-
-# ---- ppo_loss in closed form
-
-
-def at_the_old_policy(config):
-    """A case in which nothing has moved yet: the old log-probs are the policy's."""
-    policy, reference, rollout, advantages, returns = case(config)
-    log_p = (policy.logits[:, :-1] / config.temperature).log_softmax(-1)
-    old = log_p.gather(-1, rollout.responses.ids.unsqueeze(-1)).squeeze(-1).detach()
-    rollout = dataclasses.replace(rollout, log_probs=old)
-    return policy, reference, rollout, advantages, returns
-
-
-def test_at_the_old_policy_the_gradient_is_the_policy_gradient():
-    # d/dz of -A r / n at r = 1: -A (onehot - p) / n on real tokens, zero elsewhere.
-    config = PPOConfig(value_coef=0.0)
-    policy, _, rollout, advantages, returns = at_the_old_policy(config)
-    loss, stats = ppo_loss(policy, rollout, advantages, returns, config)
-    loss.backward()
-    onehot = torch.nn.functional.one_hot(rollout.responses.ids, VOCAB)
-    slope = advantages.unsqueeze(-1) * (onehot - policy.logits[:, :-1].detach().softmax(-1))
-    expected = torch.zeros_like(policy.logits)
-    expected[:, :-1] = torch.where(rollout.mask.unsqueeze(-1), -slope / sum(LENGTHS), 0.0)
-    assert_close(policy.logits.grad, expected)
-    assert not policy.values.grad.any()
-    assert_close(stats["approx_kl"], double(0.0))
-    assert stats["ratio_error"] < 1e-12
-
-
-def test_at_the_old_policy_a_penalty_has_no_gradient():
-    # The KL to oneself is least at oneself.
-    gradients = []
-    for coef in (0.0, 5.0):
-        config = PPOConfig(policy_loss="penalty")
-        policy, _, rollout, advantages, returns = at_the_old_policy(config)
-        ppo_loss(policy, rollout, advantages, returns, config, penalty_coef=coef)[0].backward()
-        gradients.append(policy.logits.grad)
-    assert_close(*gradients)
-
-
-def test_the_gradient_of_the_exact_kl_in_closed_form():
-    # dKL/dz_v = p_v (log p_v - log q_v - KL) / T.
-    config = PPOConfig(kl_loss_estimator="exact", value_coef=0.0, temperature=0.7)
-    policy, reference, rollout, advantages, returns = case(config)
-    loss, _ = ppo_loss(
-        policy, rollout, 0 * advantages, returns, config, kl_loss_coef=1.0, reference=reference
+    ]
+    score = rollout.scores.mean().item()
+    ended = sum(
+        (row[: lengths[i]] == tiny.EOS).any() for i, row in enumerate(rollout.responses.ids)
     )
-    loss.backward()
-    log_p, log_q = ((m.logits.detach()[:, :-1] / 0.7).log_softmax(-1) for m in (policy, reference))
-    gap = log_p - log_q
-    kl = (log_p.exp() * gap).sum(-1, keepdim=True)
-    slope = torch.where(rollout.mask.unsqueeze(-1), log_p.exp() * (gap - kl) / 0.7, 0.0)
-    assert_close(policy.logits.grad[:, :-1], slope / sum(LENGTHS))
-    assert_close(loss.detach(), kl.squeeze(-1)[rollout.mask].mean())
+    values, returns = rollout.values.tolist(), trainer.credit(rollout).returns.tolist()
+    stats = trainer.update(rollout)
+    expected = {
+        "step": 1,
+        "score": score,
+        "kl": sum(k1) / 6,
+        "reward": score - 0.05 * sum(k1) / 6,
+        "response_length": sum(lengths) / 6,
+        "truncated": 1 - ended.item() / 6,
+        "explained_variance": slow.explained_variance(values, returns, rollout.mask.tolist()),
+        "kl_coef": 0.05,
+        "kl_loss_coef": 0.0,
+        "optimizer_steps": 2,
+    }
+    for name, value in expected.items():
+        assert_close(stats[name], value, rtol=1e-4, atol=1e-5, check_dtype=False, msg=name)
+    assert trainer.history == [stats]
 
 
-def test_without_a_bonus_no_gradient_flows_from_the_entropy():
-    config = PPOConfig(value_coef=0.0)
-    policy, _, rollout, advantages, returns = case(config)
-    ppo_loss(policy, rollout, 0 * advantages, returns, config)[0].backward()
-    assert not policy.logits.grad.any()
+DONE = [
+    {"policy_loss": 1.0, "ratio_error": 0.25, "stopped": 0.0},
+    {"policy_loss": 3.0, "ratio_error": 0.75, "stopped": 1.0},
+]
 
 
-@pytest.mark.parametrize(("level", "wanted"), [("token", "[3, 4]"), ("sequence", "[3]")])
-@pytest.mark.parametrize("name", ["advantages", "returns"])
-def test_advantages_of_another_level_are_refused(level, wanted, name):
-    config = PPOConfig(advantage_level=level)
-    policy, _, rollout, advantages, returns = case(config)
-    wrong = torch.zeros(3) if level == "token" else torch.zeros(3, TIME)
-    given = {"advantages": advantages, "returns": returns, name: wrong}
-    with pytest.raises(ValueError, match=rf"^ppo_loss: {name} must have shape ") as caught:
-        ppo_loss(policy, rollout, given["advantages"], given["returns"], config)
-    assert wanted in str(caught.value)
-    assert str(list(wrong.shape)) in str(caught.value)
+def test_the_summary_of_a_rollout_by_hand():
+    log_probs = tensor([[0.1, 0.2, 9.0], [0.4, 0.0, 0.1]])  # 9 is on padding
+    rollout, config = rollout_by_hand(log_probs=log_probs), PPOConfig(**MONTE_CARLO)
+    credit = assign_credit(rollout, config, kl_coef=0.5)
+    expected = {
+        "score": 2.5,
+        "reward": 2.375,  # 2 - .5 * .3 and 3 - .5 * .2
+        "kl": 0.4,  # .3 and .5
+        "response_length": 2.5,  # 2 and 3 tokens
+        "truncated": 0.5,
+        # Returns 1.85, 1.9, 2.9, 3.1, 3.1: variance .3276. Less the values 1.35, 1.65, 1.9, 3.1,
+        # 4.1: variance 1.0586.
+        "explained_variance": 1 - 1.0586 / 0.3276,
+        "optimizer_steps": 1.0,  # the second stopped before its step
+        "first_ratio_error": 0.25,
+        "policy_loss": 2.0,
+        "ratio_error": 0.5,
+    }
+    assert summarise(rollout, credit, DONE, config) == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_exact_kl_needs_a_reference():
-    config = PPOConfig(kl_loss_estimator="exact")
-    policy, _, rollout, advantages, returns = case(config)
-    policy.language_model = policy  # of which no adapter can be switched off
-    with pytest.raises(ValueError, match=r"^reference_logits: reference must be a model, or None"):
-        ppo_loss(policy, rollout, advantages, returns, config, kl_loss_coef=1.0)
+def test_the_summary_at_the_sequence_level_takes_the_first_value_of_each_response():
+    # Two responses of one token. V(prompt) .5, 1, 2 for returns 1, 1, 4: these vary by 2, and
+    # 1/2, 0, 2, what is left of them, by 13/18.
+    mask, zeros = tensor([[True, False], [True, False], [True, True]]), torch.zeros(3, 2)
+    values = tensor([[0.5, 7.0], [1.0, 7.0], [2.0, -7.0]])
+    responses = Responses(mask.long(), mask, mask.long(), mask)
+    rollout = Rollout(responses, zeros, zeros, values, zeros[:, 0], zeros, ~mask[:, 0], zeros[:, 0])
+    credit = Credit(zeros, zeros[:, 0], tensor([1.0, 1.0, 4.0]), zeros[:, 0])
+    found = summarise(rollout, credit, DONE, PPOConfig(**SEQUENCE))
+    assert found["explained_variance"] == pytest.approx(23 / 36)
+    assert found["response_length"] == pytest.approx(4 / 3)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import tensor
 from torch.testing import assert_close
 
+from minippo.processes import gather_rollout
 from tests import tiny
 from tests.processes import watched
 
@@ -96,3 +97,14 @@ def test_a_rank_that_is_asked_to_stop_stops_both_after_the_same_step(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = json.loads((tmp_path / "two.json").read_text(encoding="utf-8"))
     assert [len(rank["history"]) for rank in ranks] == [1, 1]
+
+
+def test_a_rollout_gathered_from_one_process_is_that_rollout():
+    rows = [{"prompt": p, "number": i} for i, p in enumerate(tiny.PROMPTS)]
+    rollout = tiny.trainer(score=tiny.spread).collect(rows)
+    gathered = gather_rollout(rollout)
+    assert gathered.responses.columns == {"number": [0, 1, 2, 3, 4, 5]}
+    for record, other in ((gathered.responses, rollout.responses), (gathered, rollout)):
+        for name, x in other.tensors.items():
+            assert record.tensors[name].dtype == x.dtype
+            assert record.tensors[name].equal(x), name

@@ -23,7 +23,7 @@ def pairs():
     return (encode(tiny.tokenizer(), PROMPTS, side) for side in (CHOSEN, REJECTED))
 
 
-def test_the_first_loss_is_that_of_the_pairs_by_hand():
+def test_the_first_reward_model_loss_is_that_of_the_pairs_by_hand():
     model, (chosen, rejected) = tiny.reward_model(), pairs()
     with torch.no_grad():
         model.body.score.weight.mul_(50)
@@ -37,7 +37,7 @@ def test_the_first_loss_is_that_of_the_pairs_by_hand():
     assert_close(losses[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_learns_which_word_is_wanted_after_prompts_it_has_not_seen():
+def test_a_reward_model_learns_which_word_is_wanted_after_prompts_it_has_not_seen():
     model, letters = tiny.reward_model(), "abcdef"
     seen = [f"{x} {y}" for x, y in itertools.combinations(letters, 2)]
     unseen = [f"{y} {x}" for x, y in itertools.combinations(letters, 2)]
@@ -68,7 +68,7 @@ def test_each_chosen_response_has_its_rejected_one():
         ([3.0, 1.0, 0.0, 0.0], [1.0, 3.0, 0.0, -1.0], 0.625),
     ],
 )
-def test_accuracy_by_hand(chosen, rejected, accuracy):
+def test_pairwise_accuracy_by_hand(chosen, rejected, accuracy):
     assert preference_accuracy(tensor(chosen), tensor(rejected)) == accuracy
 
 

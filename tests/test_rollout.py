@@ -5,38 +5,14 @@ import warnings
 
 import pytest
 import torch
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-from tokenizers.models import WordLevel
 from torch import nn, tensor
 from torch.testing import assert_close
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    DynamicCache,
-    GPT2ForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
+from transformers import DynamicCache
 
 from minippo import token_log_probs
 from minippo.checks import definitions as slow
-from minippo.models import PolicyWithValue, frozen_copy, load_policy
-from minippo.rollout import (
-    Responses,
-    _inverse_cdf,
-    check_scores,
-    collect,
-    decode,
-    encode,
-    encode_prompts,
-    ensemble_score,
-    evaluate,
-    generate,
-    left_pad,
-    load_score,
-    response_mask,
-    score_with,
-    text_score,
-)
+from minippo.models import PolicyWithValue, frozen_copy
+from minippo.rollout import Responses, _inverse_cdf, encode, encode_prompts, evaluate, generate
 from tests import tiny
 from tests.shapes import refuses
 
@@ -72,89 +48,6 @@ def prompts_of(responses):
     """Each prompt without its padding."""
     pairs = zip(responses.prompt_ids, responses.prompt_mask, strict=True)
     return [ids[mask] for ids, mask in pairs]
-
-
-# ---- left_pad, response_mask, text to tokens and back
-
-
-def test_left_pad_by_hand():
-    ids, mask = left_pad([[5], [6, 7, 8], [9, 1]], pad_token_id=0)
-    assert ids.tolist() == [[0, 0, 5], [6, 7, 8], [0, 9, 1]]
-    assert mask.int().tolist() == [[0, 0, 1], [1, 1, 1], [0, 1, 1]]
-
-
-def test_left_pad_keeps_a_real_token_that_is_the_padding_token():
-    _, mask = left_pad([[0, 0], [0]], pad_token_id=0)
-    assert mask.int().tolist() == [[1, 1], [0, 1]]
-
-
-def test_left_pad_needs_rows_with_tokens():
-    with refuses("left_pad: rows", "none"):
-        left_pad([], 0)
-    with refuses("left_pad: row 1", "none"):
-        left_pad([[1], []], 0)
-
-
-@pytest.mark.parametrize(
-    ("ids", "mask"),
-    [
-        ([5, 6, 7], [1, 1, 1]),  # cut off: no EOS
-        ([5, 6, 0], [1, 1, 1]),  # EOS on the last column is real
-        ([5, 0, 0], [1, 1, 0]),  # the padding is EOS too
-        ([0, 0, 0], [1, 0, 0]),  # EOS at once: one real token
-        ([5, 0, 6], [1, 1, 0]),  # nothing after EOS is real, whatever it is
-    ],
-)
-def test_response_mask_by_hand(ids, mask):
-    assert response_mask(tensor([ids]), EOS).int().tolist() == [mask]
-
-
-def test_encode_then_decode_gives_the_texts():
-    prompts, texts = ["a b", "c"], ["good", "so very bad"]
-    responses = encode(tiny.tokenizer(), prompts, texts)
-    assert decode(tiny.tokenizer(), responses) == (prompts, texts)
-    assert responses.prompt_ids.tolist() == [[1, 2], [0, 3]]
-    assert responses.ids.tolist() == [[7, 0, 0, 0], [10, 11, 8, 0]]
-    assert responses.mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-
-
-def test_a_response_that_did_not_end_has_no_eos():
-    responses = encode(tiny.tokenizer(), ["a", "b"], ["good", "so bad"], ended=False)
-    assert responses.ids.tolist() == [[7, 0], [10, 8]]
-    assert responses.mask.int().tolist() == [[1, 0], [1, 1]]
-
-
-@pytest.mark.parametrize(("texts", "came"), [([], "[]"), ("a b", "'a b'")])
-def test_prompts_are_a_list_of_texts(texts, came):
-    with refuses("encode_prompts: texts", came):
-        encode_prompts(tiny.tokenizer(), texts)
-
-
-@pytest.mark.usefixtures("without_hook")
-def test_a_prompt_that_is_no_string_is_refused_by_its_number():
-    with refuses("encode_prompts: text 1", "3"):
-        encode_prompts(tiny.tokenizer(), ["a", 3])
-
-
-def test_an_empty_prompt_is_refused_by_its_number():
-    with refuses("left_pad: row 1", "none"):
-        encode_prompts(tiny.tokenizer(), ["a", ""])
-
-
-def test_each_prompt_has_its_response():
-    with refuses("encode: responses", "1"):
-        encode(tiny.tokenizer(), ["a", "b"], ["a"])
-
-
-def test_trim_drops_the_columns_that_are_padding_in_every_row():
-    wide = Responses(
-        tensor([[0, 0, 1], [0, 2, 3]]), tensor([[0, 0, 1], [0, 1, 1]]).bool(),
-        tensor([[5, 0, 0, 0], [6, 7, 0, 0]]), tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).bool(),
-    )  # fmt: skip
-    narrow = wide.trim()
-    assert narrow.prompt_ids.tolist() == [[0, 1], [2, 3]]
-    assert narrow.ids.tolist() == [[5, 0, 0], [6, 7, 0]]
-    assert narrow.mask.int().tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 def test_trim_changes_no_result():
@@ -249,7 +142,7 @@ def test_the_model_is_asked_only_about_rows_that_have_not_ended():
     assert asked == [int((lengths > t).sum()) for t in range(int(lengths.max()))]
 
 
-def test_where_a_cache_cannot_be_cut_no_row_is_dropped(monkeypatch):
+def test_where_rows_of_a_cache_cannot_be_dropped_none_is(monkeypatch):
     policy, uniforms = tiny.policy(), torch.rand(6, 8)
     wanted = sample(policy, uniforms=uniforms)
     monkeypatch.setattr("minippo.rollout.DynamicLayer", int)  # so the layers are of another kind
@@ -259,7 +152,7 @@ def test_where_a_cache_cannot_be_cut_no_row_is_dropped(monkeypatch):
     assert torch.equal(came.ids[:, : wanted.ids.shape[1]], wanted.ids)
 
 
-def test_a_row_depends_on_itself_alone():
+def test_a_sampled_text_depends_on_its_own_row_alone():
     policy, uniforms = tiny.policy(), torch.rand(6, 8)
     together = sample(policy, uniforms=uniforms)
     order = tensor([4, 0, 5, 2, 1, 3])
@@ -344,26 +237,6 @@ def test_generate_refuses_bad_arguments(changes, caller):
         generate(tiny.policy(), ids, mask, **({"max_new_tokens": 8, "eos_token_id": EOS} | changes))
 
 
-# ---- rows of like length
-
-
-@pytest.mark.parametrize(
-    ("lengths", "size", "parts"),
-    [
-        ([4, 1, 3, 2], None, [[1, 3], [2, 0]]),  # 2 * (4 - 2) of 16 columns are left out
-        ([4, 1, 3, 2], 3, [[1, 3, 2], [0]]),
-        ([4, 4, 1, 4], None, [[2, 0, 1, 3]]),  # halves would be no shorter
-        ([3], None, [[0]]),
-        ([3, 1, 2], None, [[1, 2], [0]]),
-    ],
-)
-def test_rows_of_like_length_stand_together(lengths, size, parts):
-    mask = torch.arange(4) < tensor(lengths).unsqueeze(1)
-    ids = torch.ones_like(mask).long()
-    rows = Responses(ids, mask, ids, mask).by_length(size)
-    assert [part.tolist() for part in rows] == parts
-
-
 # ---- evaluate
 
 
@@ -390,12 +263,6 @@ def test_a_response_of_no_real_token_is_refused():
 # ---- collect
 
 
-def collected(policy, reference, score=tiny.spread, **options):
-    ids, mask = encode_prompts(tiny.tokenizer(), tiny.PROMPTS * 2)
-    defaults = {"max_new_tokens": 8, "eos_token_id": EOS, "uniforms": torch.rand(12, 8)}
-    return collect(policy, reference, score, ids, mask, **(defaults | options))
-
-
 def by_hand(policy, rollout, temperature=1.0):
     """Next-token log-probs of each state, from one unpadded text at a time: [row][t][token]."""
     rows = []
@@ -420,7 +287,7 @@ def close_on_real_tokens(x, mask, expected):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_rollout_holds_both_models_log_probs_of_the_tokens_at_the_temperature(temperature):
     policy, reference = valued(), tiny.policy(7)
-    rollout = collected(policy, reference, temperature=temperature)
+    rollout = tiny.collected(policy, reference, temperature=temperature)
     for model, x in ((policy, rollout.log_probs), (reference, rollout.ref_log_probs)):
         log_p = by_hand(model, rollout, temperature)
         expected = [
@@ -436,7 +303,7 @@ def test_a_rollout_holds_both_models_log_probs_of_the_tokens_at_the_temperature(
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_kl_of_a_rollout_is_that_of_its_estimator(estimator, temperature):
     policy, reference = tiny.policy(), tiny.policy(7)
-    rollout = collected(policy, reference, kl_estimator=estimator, temperature=temperature)
+    rollout = tiny.collected(policy, reference, kl_estimator=estimator, temperature=temperature)
     own, other = (by_hand(model, rollout, temperature) for model in (policy, reference))
     expected = []
     for p_row, q_row, tokens in zip(own, other, tokens_of(rollout), strict=True):
@@ -449,9 +316,9 @@ def test_the_kl_of_a_rollout_is_that_of_its_estimator(estimator, temperature):
     close_on_real_tokens(rollout.kl, rollout.mask, expected)
 
 
-def test_truncated_and_bootstrap_tell_a_cut_response_from_one_that_ended():
+def test_truncated_and_bootstrap_tell_a_truncated_response_from_one_that_ended():
     policy = valued()
-    rollout = collected(policy, frozen_copy(policy))
+    rollout = tiny.collected(policy, frozen_copy(policy))
     assert 0 < rollout.truncated.sum() < len(rollout)
     for row, prompt in enumerate(prompts_of(rollout.responses)):
         tokens = tokens_of(rollout)[row]
@@ -462,10 +329,10 @@ def test_truncated_and_bootstrap_tell_a_cut_response_from_one_that_ended():
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 12, 100])
-def test_the_size_of_the_chunks_changes_nothing(chunk_size):
+def test_the_size_of_the_chunks_changes_no_rollout(chunk_size):
     policy, uniforms = valued(), torch.rand(12, 8)
-    whole = collected(policy, tiny.policy(7), uniforms=uniforms)
-    parts = collected(policy, tiny.policy(7), uniforms=uniforms, chunk_size=chunk_size)
+    whole = tiny.collected(policy, tiny.policy(7), uniforms=uniforms)
+    parts = tiny.collected(policy, tiny.policy(7), uniforms=uniforms, chunk_size=chunk_size)
     for name in ("log_probs", "ref_log_probs", "values", "kl", "bootstrap", "scores"):
         assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
 
@@ -474,268 +341,18 @@ def test_total_scores_sum_what_the_real_tokens_were_paid():
     def paid(responses):
         return torch.where(responses.mask, 1.0, NAN)  # junk on padding is allowed
 
-    rollout = collected(tiny.policy(), tiny.policy(7), paid)
+    rollout = tiny.collected(tiny.policy(), tiny.policy(7), paid)
     assert_close(rollout.total_scores, rollout.mask.sum(1).float())
     assert not rollout.mask.all()
 
 
 def test_rows_of_a_rollout_are_a_rollout():
-    rollout = collected(valued(), tiny.policy(7))
+    rollout = tiny.collected(valued(), tiny.policy(7))
     part = rollout[tensor([3, 1])].trim()
     assert len(part) == 2
     assert tokens_of(part) == [tokens_of(rollout)[i] for i in (3, 1)]
     assert_close(part.values[0][part.mask[0]], rollout.values[3][rollout.mask[3]])
     assert part.scores.tolist() == rollout.scores[[3, 1]].tolist()
-
-
-# ---- scores
-
-
-WRITTEN = (["a b", "c"], ["good", "so bad"])
-
-
-def written():
-    return encode(tiny.tokenizer(), *WRITTEN)  # ids [2, 3]
-
-
-@pytest.mark.usefixtures("without_hook")
-@pytest.mark.parametrize(
-    ("scores", "came"),
-    [
-        ([1.0, 2.0], "list"),
-        (tensor([1, 2]), "torch.int64"),
-        (tensor([1.0]), "[1]"),
-        (tensor([[1.0], [2.0]]), "[2, 1]"),
-        (tensor([1.0, NAN]), "nan for tokens [10, 8, 0]"),
-        (tensor([INF, 1.0]), "inf for tokens [7, 0]"),
-        (tensor([[1.0, -INF, 0.0], [1.0, 1.0, 1.0]]), "tensor([1., -inf, 0.]) for tokens [7, 0]"),
-    ],
-)
-def test_a_score_of_another_kind_is_refused(scores, came):
-    policy = tiny.policy()
-    rows = written()
-    with pytest.raises(ValueError, match=r"^score: the (result|score of row \d) must ") as caught:
-        check_scores(scores, rows)
-    assert str(caught.value).endswith(f"got {came}.")
-    with pytest.raises(ValueError, match=r"^score: the "):
-        collected(policy, tiny.policy(7), lambda responses: scores)
-
-
-def test_scores_are_detached_float32():
-    scores = check_scores(torch.ones(2, dtype=torch.float64, requires_grad=True), written())
-    assert (scores.dtype, scores.requires_grad) == (torch.float32, False)
-
-
-def test_a_text_score_reads_prompts_and_responses():
-    seen = []
-
-    def judge(prompts, responses):
-        seen.append((prompts, responses))
-        return [len(text) for text in responses]
-
-    scores = text_score(tiny.tokenizer(), judge)(written())
-    assert seen == [WRITTEN]  # without special tokens
-    assert_close(scores, tensor([4.0, 6.0]))
-
-
-@pytest.mark.parametrize(
-    ("scores", "must", "came"),
-    [
-        ([1.0], "fn's result", "1"),
-        ([1.0, NAN], "a score", "nan for prompt 'c', response 'so bad'"),
-        ([-INF, 1.0], "a score", "-inf for prompt 'a b', response 'good'"),
-        (["high", 1.0], "a score", "'high' for prompt 'a b', response 'good'"),
-        ([None, 1.0], "a score", "None for prompt 'a b', response 'good'"),
-    ],
-)
-def test_a_bad_text_score_shows_prompt_and_response(scores, must, came):
-    with refuses(f"text_score: {must}", came):
-        text_score(tiny.tokenizer(), lambda prompts, responses: scores)(written())
-
-
-def test_what_a_text_score_raises_keeps_its_kind_and_says_on_what():
-    def judge(prompts, responses):
-        return [1 / ("bad" not in text) for text in responses]
-
-    with pytest.raises(ZeroDivisionError) as caught:
-        text_score(tiny.tokenizer(), judge)(written())
-    note = "raised by the score function on prompt 'c', response 'so bad'"
-    assert caught.value.__notes__ == [note]
-
-
-def test_what_is_raised_on_all_responses_together_is_said_to_be():
-    def judge(prompts, responses):
-        if len(responses) > 1:
-            raise KeyError("only one, please")
-        return [0.0]
-
-    with pytest.raises(KeyError) as caught:
-        text_score(tiny.tokenizer(), judge)(written())
-    assert "on 2 responses together, though on none of them alone" in caught.value.__notes__[0]
-
-
-@pytest.mark.parametrize(
-    ("how", "coef", "expected"),
-    [
-        ("mean", 0.0, [2.0, 2.0]),
-        ("min", 0.0, [1.0, 2.0]),
-        # Scores 1, 2, 3 vary by 2/3; 2, 2, 2 by 0.
-        ("mean_minus_variance", 0.0, [2.0, 2.0]),
-        ("mean_minus_variance", 0.3, [1.8, 2.0]),
-    ],
-)
-def test_ensembles_by_hand(how, coef, expected):
-    judges = [lambda r, s=s: tensor([s, 2.0]) for s in (1.0, 2.0, 3.0)]
-    assert_close(ensemble_score(judges, how=how, coef=coef)(written()), tensor(expected))
-
-
-@pytest.mark.usefixtures("without_hook")
-def test_ensembles_refuse_what_is_no_ensemble():
-    with refuses("ensemble_score: fns", "none"):
-        ensemble_score([])
-    with refuses("ensemble_score: how", "'max'"):
-        ensemble_score([tiny.spread], how="max")
-    with refuses("ensemble_score: coef", "-1.0"):
-        ensemble_score([tiny.spread], coef=-1.0)
-    with pytest.raises(ValueError, match=r"^score: the result must have shape"):
-        ensemble_score([lambda r: tensor([1.0])])(written())
-
-
-def test_a_reward_model_in_memory_is_a_score():
-    model = tiny.reward_model()
-    rows = written()
-    assert_close(score_with(model)(rows), scores_by_hand(model, [[1, 2, 7, 0], [3, 10, 8, 0]]))
-
-
-def scores_by_hand(model, texts):
-    """The head on the last hidden state of each text, nothing padded."""
-    states = [model.body.base_model(tensor([text])).last_hidden_state[0, -1] for text in texts]
-    return (torch.stack(states) @ model.body.score.weight[0]).detach()
-
-
-def saved_reward_model(folder, tokenizer):
-    model = tiny.reward_model()
-    model.body.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model
-
-
-def test_load_score_reads_the_tokens_where_the_tokenizer_is_the_same(tmp_path):
-    model = saved_reward_model(tmp_path, tiny.tokenizer())
-    expected = scores_by_hand(model, [[1, 2, 7, 0], [3, 10, 8, 0]])
-    for tokenizer in (None, tiny.tokenizer()):
-        for batch_size in (1, 64):
-            score = load_score(tmp_path, tokenizer, batch_size=batch_size)
-            assert_close(score(written()), expected, rtol=1e-4, atol=1e-6)
-
-
-def other_tokenizer():
-    """The same words under other numbers, and EOS on the fifth."""
-    words = ["very", "bad", "so", "good", "c", "<end>", "b", "a"]
-    made = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
-
-
-def test_load_score_reads_the_text_anew_where_the_tokenizer_is_another(tmp_path):
-    model = saved_reward_model(tmp_path, other_tokenizer())
-    score = load_score(tmp_path, tiny.tokenizer())
-    # "a b good" and "c so bad", each with the reward model's own EOS ...
-    expected = scores_by_hand(model, [[7, 6, 3, 5], [4, 2, 1, 5]])
-    assert_close(score(written()), expected, rtol=1e-4, atol=1e-6)
-    # ... and without it where the response was cut off.
-    cut = encode(tiny.tokenizer(), *WRITTEN, ended=False)
-    expected = scores_by_hand(model, [[7, 6, 3], [4, 2, 1]])
-    assert_close(score(cut), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_load_score_refuses_a_text_beyond_the_reward_models_positions(tmp_path):
-    saved_reward_model(tmp_path, tiny.tokenizer())
-    long = encode(tiny.tokenizer(), ["a"], ["good " * 48])
-    with refuses("load_score: the responses", "50"):
-        load_score(tmp_path)(long)
-
-
-# ---- a classifier with its own tokenizer and labels
-
-FILMS = ["The film was", "I saw it and"], [" good .", " it was so very bad that I left ."]
-
-
-def bert_tokenizer():
-    """BERT's form: [CLS] text [SEP], padding of its own and no end-of-text token."""
-    words = "[UNK] [CLS] [SEP] [PAD] the film was i saw it and good so very bad that left .".split()
-    made = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    made.pre_tokenizer, made.normalizer = pre_tokenizers.Whitespace(), normalizers.Lowercase()
-    made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", cls_token="[CLS]", model_max_length=16
-    )
-
-
-@pytest.fixture
-def bert(tmp_path):
-    """A folder with a classifier of three labels, and its logits for FILMS, one text at a time."""
-    names = {0: "bad", 1: "so-so", 2: "GOOD"}
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=18, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-            intermediate_size=16, max_position_embeddings=20, id2label=names, initializer_range=0.5,
-        )
-    ).eval()  # fmt: skip
-    model.save_pretrained(tmp_path)
-    bert_tokenizer().save_pretrained(tmp_path)
-    rows = [[1, 4, 5, 6, 11, 17, 2], [1, 7, 8, 9, 10, 9, 6, 12, 13, 14, 15, 7, 16, 17, 2]]
-    return tmp_path, torch.cat([model(input_ids=tensor([row])).logits for row in rows]).detach()
-
-
-def films():
-    return encode(tokenizer := load_policy("tiny-gpt2-sft")[1], *FILMS), tokenizer
-
-
-@pytest.mark.parametrize(("label", "column"), [("2", 2), ("GOOD", 2), ("bad", 0)])
-def test_load_score_pays_the_logit_of_a_classifiers_label(bert, label, column):
-    folder, logits = bert
-    responses, tokenizer = films()
-    for batch_size in (1, 64):
-        got = load_score(f"{folder}#{label}", tokenizer, batch_size=batch_size)(responses)
-        assert_close(got, logits[:, column], rtol=1e-4, atol=1e-5)
-    assert (logits[:, 0] - logits[:, 2]).abs().min() > 0.01
-
-
-@pytest.mark.parametrize("asked", ["", "#", "#good", "#3", "#-1"])
-def test_load_score_names_the_labels_there_are(bert, asked):
-    with pytest.raises(ValueError, match=r"one of bad, so-so, GOOD, 0, 1, 2, got "):
-        load_score(f"{bert[0]}{asked}")
-
-
-def test_a_text_that_the_classifier_cannot_hold_is_refused(bert):
-    tokenizer = films()[1]
-    long = encode(tokenizer, ["the film"], [" was so very very bad that i saw it and left it so ."])
-    with refuses("load_score: the texts", "18"):
-        load_score(f"{bert[0]}#0", tokenizer)(long)
-
-
-def test_a_gpt2_with_two_labels_reads_its_last_token_as_transformers_does(tmp_path):
-    # Its tokenizer has no padding, as GPT-2's has not, and the shorter text must not be read at it.
-    tokenizer = load_policy("tiny-gpt2-sft")[1]
-    settings = tiny.config(vocab_size=len(tokenizer), num_labels=2, initializer_range=0.5)
-    model = GPT2ForSequenceClassification(settings).eval()
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    texts = [tensor([tokenizer(p + r)["input_ids"]]) for p, r in zip(*FILMS, strict=True)]
-    last = torch.cat([model.transformer(t).last_hidden_state[:, -1] for t in texts])
-    got = load_score(f"{tmp_path}#1", tokenizer)(films()[0])
-    assert_close(got, (last @ model.score.weight[1]).detach(), rtol=1e-4, atol=1e-5)
-
-
-def test_one_label_need_not_be_named_but_may_be(tmp_path):
-    saved_reward_model(tmp_path / "a#b", tiny.tokenizer())  # a folder's own # is no label's
-    plain = load_score(tmp_path / "a#b")(written())
-    (tmp_path / "a#b").rename(tmp_path / "judge")
-    for name in ("judge", "judge#0", "judge#LABEL_0"):
-        assert torch.equal(load_score(tmp_path / name)(written()), plain)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's

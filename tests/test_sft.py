@@ -21,7 +21,7 @@ def demonstrations(repeat=1):
     return encode(tiny.tokenizer(), TEXTS[0] * repeat, TEXTS[1] * repeat)
 
 
-def test_the_first_loss_is_the_mean_surprise_of_the_responses_tokens():
+def test_the_first_sft_loss_is_the_mean_surprise_of_the_responses_tokens():
     policy, rows = tiny.policy(), demonstrations()
     logits = evaluate(policy, rows)[0].tolist()
     expected = slow.sft_loss(logits, rows.ids.tolist(), rows.mask.tolist())
@@ -29,7 +29,7 @@ def test_the_first_loss_is_the_mean_surprise_of_the_responses_tokens():
     assert_close(losses[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_it_learns_the_responses_by_heart():
+def test_sft_learns_the_responses_by_heart():
     policy = tiny.policy()
     config = FitConfig(epochs=60, minibatch_size=3, learning_rate=0.02, warmup_steps=5)
     losses = train_sft(policy, demonstrations(), config)
@@ -40,14 +40,14 @@ def test_it_learns_the_responses_by_heart():
     assert torch.equal(answers.ids, demonstrations().ids)  # EOS too
 
 
-def test_afterwards_the_policy_is_in_eval_mode_and_its_value_head_untouched():
+def test_after_sft_the_policy_is_in_eval_mode_and_its_value_head_untouched():
     policy = tiny.policy()
     train_sft(policy, demonstrations(), FitConfig(weight_decay=0.0))
     assert not policy.training
     assert not policy.value_head.weight.any()
 
 
-def test_the_same_seed_gives_the_same_losses_and_another_another():
+def test_the_same_seed_gives_the_same_sft_losses_and_another_seed_others():
     def losses(seed):
         return train_sft(tiny.policy(), demonstrations(3), FitConfig(minibatch_size=2, seed=seed))
 
@@ -62,7 +62,7 @@ class Scale(nn.Module):
         self.x = nn.Parameter(tensor([0.0]))
 
 
-def test_each_epoch_goes_through_all_rows_once_and_the_last_minibatch_is_shorter():
+def test_each_sft_epoch_goes_through_all_rows_once_and_the_last_minibatch_is_shorter():
     seen = []
 
     def loss(model, rows):
@@ -76,7 +76,7 @@ def test_each_epoch_goes_through_all_rows_once_and_the_last_minibatch_is_shorter
     assert seen[:3] != seen[3:]
 
 
-def test_the_learning_rate_warms_up_and_then_falls_linearly_to_zero():
+def test_the_sft_learning_rate_warms_up_and_then_falls_linearly_to_zero():
     # Adam's step on a constant gradient is the learning rate, whatever the gradient's size:
     # so the number's way is the sum of min((k + 1) / 3, 1) * (1 - k / 6) * lr for k = 0 to 5.
     path = []
@@ -94,7 +94,7 @@ def test_the_learning_rate_warms_up_and_then_falls_linearly_to_zero():
     assert_close(steps, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_the_training():
+def test_an_sft_loss_that_is_not_finite_stops_the_training():
     with pytest.raises(FloatingPointError, match=r"^shaky: loss nan at step 1$"):
         fit(Scale(), 1, lambda model, rows: model.x.sum() * math.nan, FitConfig(), name="shaky")
 
@@ -117,7 +117,7 @@ def test_fit_needs_rows():
         ("weight_decay", -0.1, "-0.1"),
     ],
 )
-def test_a_value_out_of_range_is_refused(name, value, came):
+def test_an_argument_of_fit_out_of_range_is_refused(name, value, came):
     with refuses(f"FitConfig: {name}", came):
         FitConfig(**{name: value})
 
@@ -131,7 +131,7 @@ def test_one_process_may_use_two_precisions_in_turn(monkeypatch):
             assert (a @ b).dtype == dtype
 
 
-def test_bf16_trains_too():
+def test_sft_in_bf16_learns():
     config = FitConfig(epochs=20, learning_rate=0.02, warmup_steps=2, mixed_precision="bf16")
     policy = tiny.policy()
     losses = train_sft(policy, demonstrations(), config)

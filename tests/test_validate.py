@@ -137,7 +137,7 @@ def test_inputs_are_neither_modified_nor_handed_back(name):
 
 
 @pytest.mark.parametrize("name", sorted(GOOD))
-def test_what_is_no_tensor_is_refused(name):
+def test_an_argument_that_is_no_tensor_is_refused(name):
     for argument, x in tensors_of(name).items():
         for bad in (x.tolist(), x.numpy(), 1.0):
             with refuses(f"{name}: {argument}", type(bad).__name__):
@@ -159,7 +159,7 @@ def test_none_is_a_choice_where_the_signature_says_so():
 
 
 @pytest.mark.parametrize("name", sorted(GOOD))
-def test_another_dtype_is_refused(name):
+def test_a_tensor_of_another_dtype_is_refused(name):
     for argument, x in tensors_of(name).items():
         for bad in (x.long() if x.dtype == torch.bool else x.bool(), x.to(torch.complex64)):
             with refuses(f"{name}: {argument}", f"{str(bad.dtype)[6:]} {list(bad.shape)}"):
@@ -176,7 +176,7 @@ def test_floats_that_torch_only_stores_are_refused(name):
 
 
 @pytest.mark.parametrize("name", [n for n in sorted(GOOD) if len(tensors_of(n)) > 1])
-def test_what_torch_would_broadcast_is_refused(name):
+def test_shapes_that_torch_would_broadcast_are_refused(name):
     # One row for all. The first argument sets the sizes, so the second is then the one that is off.
     first, second, *_ = tensors_of(name)
     for argument, x in tensors_of(name).items():
@@ -187,7 +187,7 @@ def test_what_torch_would_broadcast_is_refused(name):
 
 @pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize("name", sorted(GOOD))
-def test_what_is_no_finite_number_is_refused(name):
+def test_a_number_that_is_not_finite_is_refused(name):
     for argument in [a for a, x in GOOD[name].items() if isinstance(x, float)]:
         for bad in (NAN, INF, -INF, 10**400, True, "0.5", tensor(0.5)):
             with pytest.raises(ValueError, match=rf"^{name}: {argument} must (be a n|lie in).*got"):
@@ -244,7 +244,7 @@ def example(
     return scale
 
 
-def test_a_good_call_passes():
+def test_a_call_that_fits_its_annotations_passes():
     x = torch.zeros(2, 3)
     assert example(x) == 1.0
     assert example(x, torch.zeros(2).int(), scale=2.0) == 2.0
@@ -309,7 +309,7 @@ def test_sizes_of_one_call_do_not_bind_the_next():
         ([1], 0, 1, False, "be a number"),
     ],
 )
-def test_check_number_refuses(value, low, high, above, must):
+def test_check_number_refuses_a_number_out_of_range(value, low, high, above, must):
     with pytest.raises(ValueError, match=r"^f: x must ") as error:
         check_number("f", low, high, above=above, x=value)
     assert str(error.value) == f"f: x must {must}, got {value}."
@@ -353,7 +353,7 @@ def test_other_response_masks_are_shown(rows, came):
         check_response_mask("f", tensor(rows).bool())
 
 
-def test_check_tokens():
+def test_check_tokens_names_the_first_id_outside_the_vocabulary():
     check_tokens("f", tensor([[0, 4]]), 5)
     check_tokens("f", torch.zeros(0, 2).long(), 5)
     with pytest.raises(ValueError, match=r"^f: tokens must lie in \[0, 4\], got 5\.$"):
@@ -362,7 +362,7 @@ def test_check_tokens():
         check_tokens("f", tensor([[-1, 9]]), 5)
 
 
-def test_contents_are_not_looked_at_on_an_accelerator():
+def test_contents_of_a_tensor_on_an_accelerator_are_not_checked():
     # The meta device has no contents, and stands for any device that is not the CPU.
     away = torch.device("meta")
     check_mask("f", torch.zeros(2, 2, device=away).bool())

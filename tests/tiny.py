@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
@@ -16,7 +17,7 @@ from transformers import (
 
 from minippo.models import PolicyWithValue, RewardModel, frozen_copy
 from minippo.ppo import PPOConfig
-from minippo.rollout import Responses, Score
+from minippo.rollout import Responses, Rollout, Score, collect, encode_prompts
 from minippo.trainer import Callback, PPOTrainer
 
 WORDS = ["<|endoftext|>", "a", "b", "c", "d", "e", "f", "good", "bad", "fine", "so", "very"]
@@ -24,7 +25,7 @@ EOS = 0
 
 
 def tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
-    """One token a word; EOS is also begin-of-text, and there is no padding token, as in GPT-2."""
+    """One token per word; EOS is also begin-of-text, and there is no padding token, as in GPT-2."""
     made = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=words[0], bos_token=words[0])
@@ -48,6 +49,13 @@ def language_model(seed: int = 0, **changes: object) -> GPT2LMHeadModel:
 
 def policy(seed: int = 0, **changes: object) -> PolicyWithValue:
     return PolicyWithValue(language_model(seed, **changes)).eval()
+
+
+def save(folder: Path) -> Path:
+    """A local folder with a tiny GPT-2 and its tokenizer."""
+    language_model().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def reward_model(seed: int = 1) -> RewardModel:
@@ -98,6 +106,24 @@ def trainer(
     )
 
 
+SEQUENCE = {"advantage_level": "sequence"}
+BANDIT = SEQUENCE | {"ratio_level": "sequence"}
+FAST = {"learning_rate": 0.01, "minibatch_size": 3}  # far enough to see, two minibatches per epoch
+
+
+def run(n_steps: int = 3, *, trainer: PPOTrainer | None = None, **changes: Any) -> PPOTrainer:
+    """A trainer of `spread` after some steps."""
+    made = globals()["trainer"](score=spread, **changes) if trainer is None else trainer
+    made.train(PROMPTS, n_steps, progress=False)
+    return made
+
+
+def difference(one: PPOTrainer, other: PPOTrainer) -> float:
+    """The largest difference between two trainers' weights."""
+    pairs = zip(one.policy.parameters(), other.policy.parameters(), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
 def weights(module: nn.Module) -> dict[str, Tensor]:
     """A copy of the weights, to be compared with later ones."""
     return {name: x.detach().clone() for name, x in module.state_dict().items()}
@@ -107,6 +133,15 @@ def spread(responses: Responses) -> Tensor:
     """A score that differs from response to response: the mean of the token ids."""
     mask = responses.mask
     return torch.where(mask, responses.ids, 0).sum(1).float() / mask.sum(1)
+
+
+def collected(
+    policy: PolicyWithValue, reference: PolicyWithValue, score: Score = spread, **options: Any
+) -> Rollout:
+    """A rollout of twelve rows, each prompt twice."""
+    ids, mask = encode_prompts(tokenizer(), PROMPTS * 2)
+    defaults = {"max_new_tokens": 8, "eos_token_id": EOS, "uniforms": torch.rand(12, 8)}
+    return collect(policy, reference, score, ids, mask, **(defaults | options))
 
 
 class Table(nn.Module):

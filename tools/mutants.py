@@ -1,8 +1,9 @@
 """Plant one-line mutants, one at a time, and report the share the tests kill.
 
-`python tools/mutants.py` takes a seeded sample of 150 over the mathematics, the loss, the rollout
-and the trainer, and runs each on the tests of its module (TESTS) until the first failure. A child
-process reads the mutant instead of the module's file; the checkout does not change.
+`python tools/mutants.py` takes a seeded sample of 150 over the mathematics, responses, scores,
+rollout, PPO, and the trainer with its checkpoints and processes, and runs each on the tests of its
+module (TESTS) until the first failure. A child process reads the mutant in place of the module's
+file; the checkout stays as it is.
 
 A mutant's place in the sample is a hash of the seed, its function, its line and the change: code
 that moves to another module keeps its mutants, so two versions can be compared.
@@ -32,20 +33,25 @@ from typing import Any, NamedTuple
 
 import pytest
 
-# Each module's tests, by patterns. When a module is split, each part needs a line here.
+# Each module's tests, by patterns: what a module is split into needs its own line here.
 TESTS = {
     **{
-        f"minippo/{name}.py": [f"tests/test_{name}.py", "tests/test_fuzz.py"]
+        f"minippo/{name}.py": [f"tests/test_{name}.py", "tests/whole/test_fuzz.py"]
         for name in ("advantages", "alternatives", "kl", "log_probs", "losses", "masking")
     },
-    "minippo/ppo.py": ["tests/test_ppo.py", "tests/test_trainer.py"],
-    "minippo/rollout.py": [
-        f"tests/test_{name}.py"
-        for name in ("rollout", "llama", "models", "memory", "shipped", "trainer")
-    ],
-    "minippo/trainer.py": [
-        f"tests/test_{name}.py" for name in ("trainer", "checkpoints", "faults", "memory")
-    ],
+    **{
+        f"minippo/{name}.py": [f"tests/{test}.py" for test in tests.split()]
+        for name, tests in {
+            "responses": "test_responses test_rollout test_trainer*",
+            "scores": "test_scores test_rollout test_trainer*",
+            "rollout": "test_rollout test_responses whole/test_llama test_models whole/test_memory "
+            "whole/test_shipped test_trainer*",
+            "ppo": "test_ppo* test_trainer*",
+            "trainer": "test_trainer* test_ppo test_checkpoint whole/test_faults whole/test_memory",
+            "checkpoint": "test_checkpoint whole/test_faults",
+            "processes": "test_processes test_trainer*",
+        }.items()
+    },
 }
 # Imported once for all children, except minippo, because conftest.py hooks into its import.
 IMPORTS = (

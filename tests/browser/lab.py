@@ -1,4 +1,4 @@
-"""JupyterLab on loopback, with settings, kernels and files of its own."""
+"""JupyterLab on loopback, with its own settings, kernels and files."""
 
 import json
 import os

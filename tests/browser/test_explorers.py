@@ -20,7 +20,7 @@ FIRST_CELL = """
 from minippo import widgets
 from minippo.models import load_policy
 from tests import tiny
-from tests.test_widgets import make
+from tests.widgets.test_explorers import make
 
 def shown(name, explorer):
     explorer.box.add_class(f"x-{name}")
@@ -193,7 +193,7 @@ def test_no_error_appeared_at_all(page):
 
 
 def test_every_picture_in_the_page_has_its_sentence_beside_it(page):
-    """`ipywidgets.Image` has no alternative text: the sentence stands below the picture."""
+    """`ipywidgets.Image` has no alternative text: the sentence is below the picture."""
     lonely = page.run("""[...document.querySelectorAll('.jp-OutputArea img')].filter(image => {
         const box = image.closest('[class*="x-"]');
         return !image.alt && !box?.querySelector('p[role=status]')?.textContent;

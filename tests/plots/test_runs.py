@@ -1,0 +1,122 @@
+"""Whole runs: curves, bands and health."""
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+
+from minippo import plots
+from tests.plots.examples import FIRST
+
+# The lowest and the highest healthy value for a run that begins like this, worked by hand.
+BANDS = {"score": (0.5, math.inf), "kl": (-0.5, 25), "entropy": (0.4, 1.8),
+         "clip_fraction": (0, 0.3), "value_loss": (0, 1.4), "explained_variance": (-0.1, 1),
+         "response_length": (13, 39)}  # fmt: skip
+
+
+def a_run(**last):
+    """Ten steps that stay where they began, but for what the last three are."""
+    steps = [{"step": float(i + 1)} | FIRST for i in range(10)]
+    return [stats | (last if i >= 7 else {}) for i, stats in enumerate(steps)]
+
+
+def test_a_run_is_drawn_as_it_was_on_its_bands():
+    history = [stats | {"score": 0.5 + i} for i, stats in enumerate(a_run())]
+    axes = [a for a in plots.training_run(history).axes if a.axison]
+    assert len(axes) == len(BANDS)
+    for name, panel in zip(BANDS, axes, strict=True):
+        x, y = panel.lines[0].get_data()
+        assert list(x) == list(range(1, 11))
+        assert list(y) == [stats[name] for stats in history]
+        band, (low, high) = panel.patches[0], BANDS[name]
+        assert band.get_y() == pytest.approx(low)
+        above = band.get_y() + band.get_height()
+        top = panel.get_ylim()[1]
+        assert above == pytest.approx(high) if math.isfinite(high) else above >= top
+
+
+def test_a_run_whose_returns_were_constant_at_first_is_drawn():
+    history = a_run()
+    history[0]["explained_variance"] = math.nan  # nothing to explain
+    limits = [a.get_ylim() for a in plots.training_run(history).axes if a.axison]
+    assert all(math.isfinite(x) for pair in limits for x in pair)
+
+
+@pytest.mark.parametrize("name", BANDS)
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_curve_that_leaves_its_band_is_named_with_the_edge(name, side):
+    edge = BANDS[name][side]
+    if name == "score" and side == 1:
+        return  # no score is too high by itself
+    for beyond in (False, True):
+        outwards = 0.02 if beyond == (side == 1) else -0.02
+        sentence = plots.health(a_run(**{name: edge + outwards}))
+        if beyond:
+            word = ("below", "above")[side]
+            assert f"{edge + outwards:.2f} is {word} {edge:.2f} (" in sentence
+            assert "; " not in sentence  # and no other curve
+        else:
+            assert sentence == "Step 10, mean of 3 steps: all 7 curves are in their healthy bands."
+
+
+def test_every_way_out_of_a_band_that_can_happen_has_its_meaning():
+    curves = importlib.import_module("minippo.plots.runs").CURVES
+    assert list(curves) == list(BANDS)
+    impossible = {("clip_fraction", 0), ("value_loss", 0), ("explained_variance", 1), ("score", 1)}
+    for name, meaning in curves.items():
+        for side, says in enumerate((meaning.below, meaning.above)):
+            assert bool(says) == ((name, side) not in impossible)
+
+
+def test_a_runs_health_is_judged_by_three_steps_up_to_the_one_asked_for():
+    history = a_run(kl=90.0)
+    assert "7 curves" in plots.health(history, step=7)
+    assert "KL to reference 30.00 is above" in plots.health(history, step=8)
+    assert "KL to reference 90.00 is above" in plots.health(history, step=10)
+    assert plots.health(history, step=1).startswith("Step 1, mean of 1 step: all")
+    assert plots.health(history, step=2).startswith("Step 2, mean of 2 steps: all")
+
+
+@pytest.mark.parametrize("step", range(1, 11))
+def test_the_cursor_stands_on_the_curves_and_says_their_values(step):
+    history = [stats | {"score": 0.5 + i} for i, stats in enumerate(a_run(kl=90.0))]
+    picture = plots.TrainingRun(history)
+    sentence = picture.move(step=step)
+    for name, panel in zip(BANDS, [a for a in picture.figure.axes if a.axison], strict=True):
+        assert list(panel.lines[1].get_xdata()) == [step, step]
+        assert [list(x) for x in panel.lines[2].get_data()] == [[step], [history[step - 1][name]]]
+    assert sentence.startswith(f"score {step - 0.5:.2f}, KL to reference {90 * (step > 7):.2f}, ")
+    assert sentence.endswith(plots.health(history, step=step))
+
+
+def test_panels_of_runs_share_their_axes():
+    figure = plots.training_run_panels({"good": a_run(), "bad": a_run(kl=90.0)})
+    assert len(figure.axes) == 2 * len(BANDS)
+    assert [a.get_title() for a in figure.axes[:2]] == ["good", "bad"]
+    good, bad = figure.axes[2:4]
+    assert good.get_ylim() == bad.get_ylim()
+    assert list(bad.lines[0].get_ydata()) == [0.0] * 7 + [90.0] * 3
+    assert good.get_ylim()[1] > 90
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: plots.training_run([]), "history must hold at least one step"),
+        (lambda: plots.training_run([{"step": 1, "score": 0.0}]), "a step without kl, entropy"),
+        (lambda: plots.health(a_run(), step=11), "step must be a step of the run, 1 to 10, got 11"),
+        (lambda: plots.training_run_panels({}), "runs must hold at least one run"),
+        (lambda: plots.training_run_panels({"a": []}), "run 'a': history must"),
+    ],
+)
+def test_a_run_that_cannot_be_drawn_is_refused(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_the_trainers_statistics_are_those_that_are_drawn():
+    """Every curve is a name that the trainer writes."""
+    source = (Path(plots.__file__).parents[1] / "trainer.py").read_text(encoding="utf-8")
+    source += (Path(plots.__file__).parents[1] / "ppo.py").read_text(encoding="utf-8")
+    assert [name for name in BANDS if f'"{name}": ' not in source] == []

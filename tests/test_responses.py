@@ -1,0 +1,177 @@
+"""Masks, text to tokens and back, rows and columns: by hand."""
+
+import pytest
+import torch
+from torch import tensor
+
+from minippo.responses import split_columns
+from minippo.rollout import Responses, decode, encode, encode_prompts, left_pad, response_mask
+from tests import tiny
+from tests.shapes import refuses
+
+# ---- left_pad, response_mask, text to tokens and back
+
+
+def test_left_pad_by_hand():
+    ids, mask = left_pad([[5], [6, 7, 8], [9, 1]], pad_token_id=0)
+    assert ids.tolist() == [[0, 0, 5], [6, 7, 8], [0, 9, 1]]
+    assert mask.int().tolist() == [[0, 0, 1], [1, 1, 1], [0, 1, 1]]
+
+
+def test_left_pad_keeps_a_real_token_that_is_the_padding_token():
+    _, mask = left_pad([[0, 0], [0]], pad_token_id=0)
+    assert mask.int().tolist() == [[1, 1], [0, 1]]
+
+
+def test_left_pad_needs_rows_with_tokens():
+    with refuses("left_pad: rows", "none"):
+        left_pad([], 0)
+    with refuses("left_pad: row 1", "none"):
+        left_pad([[1], []], 0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask"),
+    [
+        ([5, 6, 7], [1, 1, 1]),  # truncated: no EOS
+        ([5, 6, 0], [1, 1, 1]),  # EOS on the last column is real
+        ([5, 0, 0], [1, 1, 0]),  # the padding is EOS too
+        ([0, 0, 0], [1, 0, 0]),  # EOS at once: one real token
+        ([5, 0, 6], [1, 1, 0]),  # nothing after EOS is real, whatever it is
+    ],
+)
+def test_response_mask_by_hand(ids, mask):
+    assert response_mask(tensor([ids]), tiny.EOS).int().tolist() == [mask]
+
+
+def test_encode_then_decode_gives_the_texts():
+    prompts, texts = ["a b", "c"], ["good", "so very bad"]
+    responses = encode(tiny.tokenizer(), prompts, texts)
+    assert decode(tiny.tokenizer(), responses) == (prompts, texts)
+    assert responses.prompt_ids.tolist() == [[1, 2], [0, 3]]
+    assert responses.ids.tolist() == [[7, 0, 0, 0], [10, 11, 8, 0]]
+    assert responses.mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+
+
+def test_a_response_that_did_not_end_has_no_eos():
+    responses = encode(tiny.tokenizer(), ["a", "b"], ["good", "so bad"], ended=False)
+    assert responses.ids.tolist() == [[7, 0], [10, 8]]
+    assert responses.mask.int().tolist() == [[1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(("texts", "came"), [([], "[]"), ("a b", "'a b'")])
+def test_encoded_prompts_are_a_list_of_texts(texts, came):
+    with refuses("encode_prompts: texts", came):
+        encode_prompts(tiny.tokenizer(), texts)
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_a_prompt_that_is_no_string_is_refused_by_its_number():
+    with refuses("encode_prompts: text 1", "3"):
+        encode_prompts(tiny.tokenizer(), ["a", 3])
+
+
+def test_an_empty_prompt_is_refused_by_its_number():
+    with refuses("left_pad: row 1", "none"):
+        encode_prompts(tiny.tokenizer(), ["a", ""])
+
+
+def test_each_prompt_has_its_response():
+    with refuses("encode: responses", "1"):
+        encode(tiny.tokenizer(), ["a", "b"], ["a"])
+
+
+def test_trim_drops_the_columns_that_are_padding_in_every_row():
+    wide = Responses(
+        tensor([[0, 0, 1], [0, 2, 3]]), tensor([[0, 0, 1], [0, 1, 1]]).bool(),
+        tensor([[5, 0, 0, 0], [6, 7, 0, 0]]), tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).bool(),
+    )  # fmt: skip
+    narrow = wide.trim()
+    assert narrow.prompt_ids.tolist() == [[0, 1], [2, 3]]
+    assert narrow.ids.tolist() == [[5, 0, 0], [6, 7, 0]]
+    assert narrow.mask.int().tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+# ---- rows of like length
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size", "parts"),
+    [
+        ([4, 1, 3, 2], None, [[1, 3], [2, 0]]),  # 2 * (4 - 2) of 16 columns are left out
+        ([4, 1, 3, 2], 3, [[1, 3, 2], [0]]),
+        ([4, 4, 1, 4], None, [[2, 0, 1, 3]]),  # halves would be no shorter
+        ([3], None, [[0]]),
+        ([3, 1, 2], None, [[1, 2], [0]]),
+    ],
+)
+def test_rows_of_similar_length_are_put_together(lengths, size, parts):
+    mask = torch.arange(4) < tensor(lengths).unsqueeze(1)
+    ids = torch.ones_like(mask).long()
+    rows = Responses(ids, mask, ids, mask).by_length(size)
+    assert [part.tolist() for part in rows] == parts
+
+
+# ---- columns
+
+NAMED = [{"prompt": p, "answer": p.upper(), "number": i} for i, p in enumerate(tiny.PROMPTS[:4])]
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers"),
+    [
+        (tensor([3, 1, 1]), [3, 1, 1]),
+        (tensor([False, True, True, False]), [1, 2]),
+        (slice(1, None, 2), [1, 3]),
+        (slice(0, 0), []),
+    ],
+)
+def test_columns_travel_with_the_rows_that_are_taken(rows, numbers):
+    whole = encode(tiny.tokenizer(), NAMED, ["good", "bad", "so bad", "fine"])
+    part = whole[rows]
+    assert part.columns == {"answer": [NAMED[i]["answer"] for i in numbers], "number": numbers}
+    assert part.ids.tolist() == whole.ids[numbers].tolist()
+
+
+def test_columns_stay_when_responses_are_trimmed_or_moved():
+    responses = encode(tiny.tokenizer(), NAMED, ["good", "bad", "so bad", "fine"])
+    for same in (responses.trim(), responses.to(torch.device("cpu"))):
+        assert same.columns == responses.columns == {
+            "answer": ["A B", "C", "D E F", "B B B A"], "number": [0, 1, 2, 3],
+        }  # fmt: skip
+
+
+def test_columns_reach_the_score_and_the_rollout_of_a_trainer():
+    seen = []
+
+    def score(responses):
+        seen.append(responses.columns)
+        return tensor([float(n) for n in responses.columns["number"]])
+
+    config = {"rollout_size": 4, "minibatch_size": 2, "micro_batch_size": 1}
+    rollout = tiny.trainer(score=score, **config).collect(NAMED)
+    assert seen == [{"answer": ["A B", "C", "D E F", "B B B A"], "number": [0, 1, 2, 3]}]
+    assert rollout.scores.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert rollout[tensor([2, 0])].responses.columns["number"] == [2, 0]
+
+
+@pytest.mark.usefixtures("without_hook")
+@pytest.mark.parametrize(
+    ("rows", "argument", "came"),
+    [
+        ([{"prompt": "a", "x": 1}, {"prompt": "b"}], "row 1", "{'prompt': 'b'}"),
+        ([{"prompt": "a"}, {"prompt": "b", "x": 1}], "row 1", "{'prompt': 'b', 'x': 1}"),
+        ([{"text": "a"}], "row 0", "{'text': 'a'}"),
+        ([{"prompt": "a"}, "b"], "row 1", "'b'"),
+        (["a", {"prompt": "b"}], "text 1", "{'prompt': 'b'}"),
+        ([{"prompt": "a"}, {"prompt": 3}], "text 1", "3"),
+        ([3], "text 0", "3"),
+    ],
+)
+def test_rows_that_do_not_have_the_same_columns_are_refused_by_their_number(rows, argument, came):
+    with refuses(f"encode_prompts: {argument}", came):
+        split_columns(rows)
+
+
+def test_split_columns_leaves_texts_without_columns():
+    assert split_columns(["a", "b"]) == (["a", "b"], {})
