@@ -374,7 +374,7 @@ def test_errors_of_advantages_name_the_argument_and_what_came(call, argument, ca
     ],
 )
 def test_rows_without_a_column_have_no_real_token(call, argument):
-    with pytest.raises(ValueError, match=f"^{argument} must hold at least one real token"):
+    with pytest.raises(ValueError, match=f"^{argument} must hold at least one leading real token"):
         call()
 
 

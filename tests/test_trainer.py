@@ -316,3 +316,17 @@ def test_a_rollout_that_does_not_fit_is_refused_at_the_door(without_hook):
         trainer.update(dataclasses.replace(rollout, scores=torch.zeros(3)))
     with pytest.raises(ValueError, match=r"^gae: lam must"):  # and afterwards as before
         gae(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1).bool(), lam=2.0)
+
+
+def test_each_minibatch_begins_without_the_gradient_of_the_one_before():
+    seen = []
+
+    class Watching(PPOTrainer):
+        def accumulate(self, rollout, credit, rows):
+            seen.append([p.grad for p in self.policy.parameters() if p.grad is not None])
+            return super().accumulate(rollout, credit, rows)
+
+    trainer = tiny.trainer(kind=Watching, minibatch_size=2)
+    trainer.update(trainer.collect(PROMPTS))
+    assert seen == [[]] * 6  # three minibatches, two epochs
+    assert all(p.grad is None for p in trainer.policy.parameters())
