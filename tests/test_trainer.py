@@ -14,7 +14,7 @@ from minippo.kl import kl_k3
 from minippo.log_probs import token_log_probs
 from minippo.ppo import PPOConfig
 from minippo.rollout import evaluate, text_score
-from minippo.trainer import weights_hash
+from minippo.trainer import PPOTrainer, weights_hash
 from tests import tiny
 from tests.shapes import refuses
 from tests.tiny import FAST, PROMPTS
