@@ -1,7 +1,10 @@
 """Models on another device than the inputs were made on: a stand-in for a GPU without float64."""
 
 import json
+import sys
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +30,7 @@ from minippo.rollout import (
 )
 from minippo.sft import FitConfig, train_sft
 from minippo.trainer import PPOTrainer
+from minippo.widgets import Dashboard
 from minippo.widgets.own_text import OwnText
 from tests import standin, tiny
 
@@ -137,6 +141,25 @@ def test_a_run_on_another_device_is_recorded_and_a_text_looked_at(device, tmp_pa
     trainer.train(tiny.PROMPTS, 1, progress=False)
     assert [record["step"] for record in load_run(tmp_path / "run.json").records] == [0, 1]
     assert OwnText(trainer.policy, tiny.tokenizer()).tokens("a b")
+
+
+class AtOnce:
+    """A thread that runs where it is started: the stand-in is known to this one alone."""
+
+    def __init__(self, target, daemon):
+        self.start = target
+
+    def is_alive(self):
+        return False
+
+
+def test_a_dashboard_trains_on_another_device(device, monkeypatch):
+    threads = SimpleNamespace(**(vars(threading) | {"Thread": AtOnce}))
+    monkeypatch.setattr(sys.modules[Dashboard.__module__], "threading", threads)
+    trainer = tiny.trainer()
+    live = Dashboard(trainer, tiny.PROMPTS, 1)
+    assert live.error is None
+    assert len(trainer.history) == 1
 
 
 def test_demo_train_and_the_studies_measure_run_on_another_device(
