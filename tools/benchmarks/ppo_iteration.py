@@ -24,7 +24,7 @@ from contenders import CASES, Case
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RESULTS = ROOT / "BENCHMARKS.md"
+RESULTS = ROOT / "docs" / "benchmarks.md"
 TITLES = {
     "a": "shipped model (1 M), 64 prompts, up to 32 new tokens, real lengths",
     "b": "the same, every response at full length",
