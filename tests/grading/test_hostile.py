@@ -113,8 +113,8 @@ def test_a_hostile_submission_gets_nothing_and_the_grader_comes_to_its_end(
 
 def test_the_limits_of_grades_protection_are_stated():
     said = " ".join((grade.__doc__ or "").split())
-    assert "What this does not protect from" in said
-    for risk in ("your rights", "delete", "network", "live on", "on the disk", "container"):
+    assert "What this does not protect against" in said
+    for risk in ("your rights", "delete", "network", "outlive", "on the disk", "container"):
         assert risk in said
 
 
