@@ -1,5 +1,7 @@
 """Credit, minibatches, learning rates and what a step reports, by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import tensor
@@ -115,6 +117,16 @@ def test_discounted_credit_is_that_of_the_definitions(bootstrap):
         assert_close(advantages, tensor(raw), rtol=1e-5, atol=1e-5)
         assert_close(whitened, tensor(expected), rtol=1e-5, atol=1e-5)
         assert_close(got, returns, rtol=1e-5, atol=1e-5)  # from the raw advantages
+
+
+def test_a_response_of_one_token_is_whitened_with_the_others():
+    # Scores 2 and 3, no KL, V = .5 and 1: A = 1.5 and 2, whitened -1 and 1.
+    rollout = rollout_by_hand(kl=torch.zeros(2, 3))
+    mask = tensor([[True, False, False], [True, True, True]])
+    responses = replace(rollout.responses, mask=mask)
+    rollout = replace(rollout, responses=responses)
+    config = tiny.trainer(**SEQUENCE).config
+    assert_close(assign_credit(rollout, config, kl_coef=0.0).whitened, tensor([-1.0, 1.0]))
 
 
 def test_sequence_credit_by_hand():
