@@ -370,3 +370,9 @@ def test_an_error_of_a_text_score_names_the_row_whose_columns_caused_it():
     assert caught.value.__notes__ == [
         "raised by the score function on prompt 'c', response 'so bad'"
     ]
+
+
+def test_a_deviation_and_a_clip_below_one_are_taken():
+    responses = encode(tiny.tokenizer(), ["a", "b"], ["c", "d"])
+    score = normalized_score(lambda _: tensor([2.0, 1.1]), mean=1.0, std=0.5, clip=0.5)
+    assert_close(score(responses), tensor([0.5, 0.2]))  # (2 - 1) / .5 is clipped
