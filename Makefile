@@ -39,7 +39,7 @@ other: $(READY)
 	$(QUIET) $(OTHER_CPU) $(RUN) $(PYTEST) --dist loadfile $(or $(LESSONS),MINIPPO_TURN=$(MINIPPO_TURN)) \
 		|| { echo 'To repeat: make other MINIPPO_TURN=$(MINIPPO_TURN)'; false; }
 
-# Before a release: many kills, moves, seeds and steps, and every lesson in another order. One hour.
+# Before a release: many kills, moves, seeds and steps, and every lesson in another order.
 soak: $(READY)
 	$(QUIET) MINIPPO_SOAK=1 $(RUN) $(PYTEST) --dist worksteal -m "not browser" -rP tests
 	$(MAKE) other MINIPPO_TURN=all

@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from minippo._validate import fail
+from minippo.checkpoint import is_checkpoint
 from minippo.data import load_prompts
 from minippo.models import frozen_copy, load_policy
 from minippo.options import add_options, take
 from minippo.ppo import PPOConfig
 from minippo.scores import Score, load_score, text_score
-from minippo.trainer import STATE, PPOTrainer, Stats
+from minippo.trainer import PPOTrainer, Stats
 
 
 @dataclass
@@ -70,7 +71,7 @@ def train(options: TrainArguments, config: PPOConfig) -> int:
     """Run `minippo train` with its parsed options and return the exit code."""
     quiet()
     folder = Path(options.output)
-    found = (folder / STATE).exists() or folder.with_name(f"{folder.name}.previous").exists()
+    found = is_checkpoint(folder)
     if found and not options.resume:
         fail("train", "--output", "be a new folder (or pass --resume)", f"a checkpoint, {folder}")
     if options.resume and not found:

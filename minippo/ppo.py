@@ -21,7 +21,7 @@ from minippo.losses import (
     penalty_surrogate,
     probability_ratio,
     value_loss,
-)  # fmt: skip
+)
 from minippo.masking import whiten
 from minippo.responses import Rollout
 from minippo.rollout import KL_ESTIMATORS, evaluate, reference_logits

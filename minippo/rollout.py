@@ -26,7 +26,7 @@ from minippo.responses import (
     decode,
     encode_prompts,
     response_mask,
-)  # fmt: skip  # isort: skip
+)
 from minippo.scores import Score, check_scores
 
 # Re-exports: these names used to be here.

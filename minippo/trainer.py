@@ -34,7 +34,7 @@ from minippo.ppo import (
     ppo_loss,
     scheduled_rate,
     summarise,
-)  # fmt: skip
+)
 from minippo.processes import add_up, any_process, gather_rollout, share, tracker
 from minippo.responses import Prompt, Rollout, encode_prompts, split_columns
 from minippo.rollout import collect, evaluate
