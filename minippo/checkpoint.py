@@ -23,7 +23,7 @@ from minippo.hub import no_progress_bars
 
 STATE = "trainer.json"  # marks a folder as one of our checkpoints
 TENSORS = "trainer.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's
 REFERENCE = "reference."  # prefix of its tensors' names
 State = dict[str, Any]
 
@@ -100,11 +100,10 @@ def read_checkpoint(folder: Path) -> tuple[State, dict[str, Tensor]]:
 
 def save(trainer: Any, folder: Path) -> None:
     """Write what `PPOTrainer.save` keeps: trainable parameters, Adam's moments and the state."""
-    tensors, steps = dict[str, Tensor](), 0
+    tensors = dict[str, Tensor]()
     for name, p in _learning(trainer).items():
         tensors[f"parameter.{name}"] = p
         if moments := trainer.optimizer.state.get(p):
-            steps = int(moments["step"])
             tensors |= {f"{key}.{name}": moments[key] for key in MOMENTS}
     renewed = bool(trainer.config.reference_update_every)
     if renewed and trainer.reference is not None:
@@ -114,7 +113,6 @@ def save(trainer: Any, folder: Path) -> None:
         "reference": None if renewed else trainer.reference_hash,
         "history": trainer.history,
         "n_rollouts": trainer.n_rollouts,
-        "optimizer_steps": steps,
         "kl_controller": trainer.kl_controller.coef,
         "penalty_controller": trainer.penalty_controller.coef,
         "generator": bytes(trainer.generator.get_state().tolist()).hex(),
@@ -142,8 +140,7 @@ def resume(trainer: Any, folder: Path) -> None:
         p.copy_(tensors[f"parameter.{name}"])
         if f"exp_avg.{name}" in tensors:
             moments = {key: tensors[f"{key}.{name}"].to(p.device) for key in MOMENTS}
-            step = torch.tensor(float(state["optimizer_steps"]), device=p.device)
-            trainer.optimizer.state[p] = {"step": step, **moments}
+            trainer.optimizer.state[p] = moments
     if state["reference"] is None and trainer.reference is not None:
         own = {k.removeprefix(REFERENCE): x for k, x in tensors.items() if k.startswith(REFERENCE)}
         trainer.reference.load_state_dict(own)
@@ -153,6 +150,14 @@ def resume(trainer: Any, folder: Path) -> None:
     trainer.penalty_controller.coef = state["penalty_controller"]
     generator = torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8)
     trainer.generator.set_state(generator)
+
+
+def reference_hash(trainer: Any) -> str:
+    """Hash of the reference; if it is None, of the frozen weights under the adapter."""
+    if trainer.reference is not None:
+        return weights_hash(trainer.reference)
+    parameters = trainer.policy.named_parameters()
+    return tensors_hash({name: p for name, p in parameters if not p.requires_grad})
 
 
 def _learning(trainer: Any) -> dict[str, nn.Parameter]:

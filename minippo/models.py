@@ -40,12 +40,15 @@ class PolicyWithValue(nn.Module):
     """A causal language model (the policy) and a linear value head on its last hidden state.
 
     The value head starts at zero, as in lm-human-preferences, so the first advantages are the
-    returns. It stays in float32, whatever the trunk's precision.
+    returns. Both heads stay in float32 under autocast: a logit rounded to bfloat16 is off by up to
+    a hundredth, and so is the first ratio.
     """
 
     def __init__(self, language_model: PreTrainedModel | Any) -> None:  # or peft's wrapper of one
         super().__init__()
         self.language_model = without_dropout(language_model)
+        if type(head := language_model.get_output_embeddings()) is nn.Linear:
+            head.__class__ = _Float32Head
         self.value_head = nn.Linear(language_model.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -78,6 +81,14 @@ class PolicyWithValue(nn.Module):
             values = self.value_head(hidden.to(self.value_head.weight.dtype))
         # From 0 if the model kept no more: then nothing is cut, nor copied in the backward pass.
         return output.logits[:, output.logits.shape[1] - keep :], values.squeeze(-1)
+
+
+class _Float32Head(nn.Linear):
+    """A linear layer that autocast leaves in its weights' precision."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
 
 
 class RewardModel(nn.Module):

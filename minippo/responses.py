@@ -108,7 +108,8 @@ class Rollout:
         scores: the raw scores; [batch, time] if the score function scores each token.
         kl: KL to the reference per token, by the reward's estimator, in nats.
         truncated: True where no EOS was sampled.
-        bootstrap: the value after the last token of a truncated response; 0 where EOS came.
+        bootstrap: the value after the last token of a truncated response; 0 where EOS came. For a
+            `credit` of your own: no target ever corrects it, so PPO here does not use it.
     """
 
     responses: Responses
