@@ -46,9 +46,9 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         from minippo.course.demo import demo
 
         return demo(options.seed, options.output)
-    from minippo import commands
+    from minippo.practice import train
 
-    return commands.train(*commands.train_options(rest))
+    return train.train(*train.train_options(rest))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for the picture")
 
-    # Its options are the fields of PPOConfig, which needs torch: see commands.train_options.
+    # Its options are the fields of PPOConfig, which needs torch: see practice/train.py.
     about = "PPO with your model, prompts and reward"
     commands.add_parser("train", help=about, add_help=False)
 

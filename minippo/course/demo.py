@@ -8,11 +8,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from minippo import plots
-from minippo.commands import quiet
 from minippo.data import DATA, load_prompts
 from minippo.kl import kl_k1
 from minippo.models import PolicyWithValue, frozen_copy, load_policy
 from minippo.ppo import PPOConfig
+from minippo.practice.train import quiet
 from minippo.responses import decode, encode_prompts
 from minippo.rollout import collect
 from minippo.scores import Score, load_score

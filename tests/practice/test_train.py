@@ -99,7 +99,7 @@ def test_an_optional_number_can_be_switched_off_and_a_flag_on(work):
 @pytest.mark.slow
 def test_ctrl_c_saves_a_step_boundary_and_says_how_to_resume(work):
     command = [sys.executable, "-m", "minippo", *train("--n_steps", "5000")]
-    settings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    settings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, cwd=work, env=settings, stderr=subprocess.PIPE, text=True)
     until((work / "run.previous").exists)  # two steps are done and saved
     assert process.poll() is None

@@ -18,8 +18,8 @@ from minippo._validate import fail
 from minippo.checkpoint import is_checkpoint
 from minippo.data import load_prompts
 from minippo.models import frozen_copy, load_policy
-from minippo.options import add_options, take
 from minippo.ppo import PPOConfig
+from minippo.practice.options import add_options, take
 from minippo.scores import Score, load_score, text_score
 from minippo.trainer import PPOTrainer, Stats
 

@@ -1,0 +1,1 @@
+"""What practitioners need around PPO: `minippo train`, and its options."""
