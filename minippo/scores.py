@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minippo._validate import check_number, fail
 from minippo.models import RewardModel, device_of, load_classifier
-from minippo.responses import Columns, Responses, decode, left_pad
+from minippo.responses import Columns, Responses, decode, left_pad, with_start
 
 Score = Callable[[Responses], Tensor]
 TextScore = Callable[..., Sequence[float]]
@@ -201,9 +201,10 @@ def _retokenize(
 ) -> Responses:
     ended = ((responses.ids == theirs.eos_token_id) & responses.mask).any(1)
     ends = [own.eos_token_id]
+    prompts, texts = decode(theirs, responses)
     rows = [
-        own(prompt)["input_ids"] + own(text, add_special_tokens=False)["input_ids"] + ends * stop
-        for prompt, text, stop in zip(*decode(theirs, responses), ended.tolist(), strict=True)
+        prompt + own(text, add_special_tokens=False)["input_ids"] + ends * stop
+        for prompt, text, stop in zip(with_start(own, prompts), texts, ended.tolist(), strict=True)
     ]
     ids, mask = left_pad(rows, own.eos_token_id)
     return Responses(ids, mask, ids[:, :0], mask[:, :0])

@@ -1,6 +1,7 @@
 """The networks against transformers, and what it takes to load them."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -266,6 +267,19 @@ def test_weights_of_another_size_are_refused_by_name(folder):
     (folder / "config.json").write_text(changed, encoding="utf-8")
     with pytest.raises(ValueError, match=r"right size for lm_head\.weight, model\.embed_tokens"):
         load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("ends", "others"), [(7, "['good']"), ([0, 7], "['good']"), ([8, 0, 7], "['good', 'bad']")]
+)
+def test_ends_of_text_that_the_tokenizer_does_not_have_are_named(folder, ends, others):
+    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    changed = json.dumps(settings | {"eos_token_id": ends})
+    (folder / "generation_config.json").write_text(changed, encoding="utf-8")
+    only = r"only the tokenizer's '<\|endoftext\|>' ends a response"
+    with pytest.warns(UserWarning, match=f"a text with {re.escape(others)}; here {only}") as caught:
+        load_policy(folder)
+    assert len(caught) == 1
 
 
 # ---- what ships
