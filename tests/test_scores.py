@@ -75,6 +75,10 @@ def test_a_text_score_reads_prompts_and_responses():
     ("scores", "must", "came"),
     [
         ([1.0], "fn's result", "1"),
+        (None, "fn's result", "None"),
+        (0.5, "fn's result", "0.5"),
+        (True, "fn's result", "True"),
+        (tensor(2.0), "fn's result", "tensor(2.)"),
         ([1.0, NAN], "a score", "nan for prompt 'c', response 'so bad'"),
         ([-INF, 1.0], "a score", "-inf for prompt 'a b', response 'good'"),
         (["high", 1.0], "a score", "'high' for prompt 'a b', response 'good'"),
