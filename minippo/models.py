@@ -165,8 +165,7 @@ def load_policy(
 def _warn_of_other_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """A model may have learned several ends of text (Llama 3 has three); here one is read."""
     ends = getattr(model.generation_config, "eos_token_id", None)
-    others = {*(ends if isinstance(ends, list) else [ends])} - {None, tokenizer.eos_token_id}
-    if others:
+    if others := {*(ends if isinstance(ends, list) else [ends])} - {None, tokenizer.eos_token_id}:
         warnings.warn(
             f"load_policy: by its generation_config, the model also ends a text with "
             f"{tokenizer.convert_ids_to_tokens(sorted(others))}; here only the tokenizer's "

@@ -120,12 +120,17 @@ def _cache_name(model: Any) -> str:
 
     A model without that argument would silently ignore it, and read each token on its own.
     """
-    own = model.get_base_model() if hasattr(model, "get_base_model") else model  # under an adapter
+    own = own_model(model)
     for name in ("cache", "past_key_values"):
         if name in signature(own.forward).parameters:
             return name
     must = "take a cache of keys and values (past_key_values), or it would read each token alone"
     fail("generate", "the policy", must, f"a {type(own).__name__}, which takes none")
+
+
+def own_model(model: Any) -> Any:
+    """The language model itself, under an adapter too."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _inverse_cdf(

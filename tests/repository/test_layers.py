@@ -22,7 +22,7 @@ ROWS = [
     ("__init__", set()),  # `import minippo` is the mathematics
     ("responses hub data models", THINGS),
     ("scores rollout sft reward_model", STAGES),
-    ("ppo processes checkpoint trainer", STAGES),
+    ("ppo processes checkpoint assumptions trainer", STAGES),
     ("options commands cli __main__", STAGES),
     ("record worlds plots checks grading practice widgets course", EDGE),  # the folders
 ]
