@@ -58,7 +58,7 @@ def check_kl(rollout: Rollout) -> None:
 
 @torch.no_grad()
 def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> None:
-    """Sampler, left padding and causality against `evaluate`; tokens' texts; the reference."""
+    """Left padding, causality, the sampler against `evaluate`; tokens' texts; the reference."""
     policy, responses = trainer.policy, rollout.responses
     kind = f"a {type(own_model(policy.language_model)).__name__}"
     models = [model for model in (policy, trainer.reference) if model is not None]
@@ -67,6 +67,16 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
     exact = all(p.device.type == "cpu" and p.itemsize >= 4 for p in weights)
     exact = exact and trainer.config.mixed_precision == "no"
     order = responses.prompt_mask.sum(1).argsort(stable=True).tolist()
+    padded = responses[order[0] : order[0] + 1]  # the shortest prompt
+    alone, n = padded.trim(), int(padded.mask.sum())
+    logits = evaluate(policy, alone)[0]
+    off = (1e-3 if exact else 0.3) * float(logits[logits.isfinite()].std() + 1e-3)
+    for other, must in (
+        (evaluate(policy, padded)[0][:, :n], "give the same logits with and without left padding"),
+        (evaluate(policy, alone, end_value=False)[0], "be causal: no later token moves a logit"),
+    ):
+        if not torch.isclose(logits, other, rtol=0, atol=off).all():
+            fail("PPOTrainer.collect", kind, must, f"a difference above {off:.2g}")
     for row in order[:: -(-len(order) // ROWS)]:
         one, n = responses[row : row + 1], int(responses.mask[row].sum())
         logits = evaluate(policy, one)[0][0, :n].float() / trainer.config.temperature
@@ -75,16 +85,6 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         if wrong := int(((one.ids[0, :n] < low) | (one.ids[0, :n] > high)).sum()):
             must = "sample as `evaluate` measures (does a cache of keys and values suit it?)"
             fail("PPOTrainer.collect", kind, must, f"{wrong} other tokens of {n} in row {row}")
-    padded = responses[order[0] : order[0] + 1]  # the shortest prompt
-    alone, n = padded.trim(), int(padded.mask.sum())
-    logits = evaluate(policy, alone)[0]
-    off = (5e-3 if exact else 0.3) * float(logits[logits.isfinite()].std() + 1e-3)
-    for other, must in (
-        (evaluate(policy, padded)[0][:, :n], "give the same logits with and without left padding"),
-        (evaluate(policy, alone, end_value=False)[0], "be causal: no later token moves a logit"),
-    ):
-        if not torch.isclose(logits, other, rtol=0, atol=off).all():
-            fail("PPOTrainer.collect", kind, must, f"a difference above {off:.2g}")
     known = torch.tensor([*trainer.tokenizer.get_vocab().values()])
     share = float((~torch.isin(responses.ids[rollout.mask].cpu(), known)).float().mean())
     if share > 0.1:
