@@ -25,6 +25,7 @@ STATE = "trainer.json"  # marks a folder as one of our checkpoints
 TENSORS = "trainer.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's
 REFERENCE = "reference."  # prefix of its tensors' names
+ELSEWHERE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")  # peft's
 State = dict[str, Any]
 
 
@@ -110,6 +111,7 @@ def save(trainer: Any, folder: Path) -> None:
         tensors |= {f"{REFERENCE}{k}": x for k, x in trainer.reference.state_dict().items()}
     state = {
         "config": asdict(trainer.config),
+        "adapter": _adapter(trainer),
         "reference": None if renewed else trainer.reference_hash,
         "history": trainer.history,
         "n_rollouts": trainer.n_rollouts,
@@ -131,12 +133,21 @@ def resume(trainer: Any, folder: Path) -> None:
     """Restore into a trainer what `save` wrote."""
     state, tensors = read_checkpoint(folder)
     then, now = state["config"], asdict(trainer.config)
-    if changed := [f"{name}={then.get(name)}" for name in now if then.get(name) != now[name]]:
+    changed = [f"{name}={then.get(name)}" for name in now if then.get(name) != now[name]]
+    then, now = state.get("adapter", {}), _adapter(trainer)  # a newer peft may know more fields
+    changed += [f"{name}={then[name]}" for name in then if then[name] != now.get(name, then[name])]
+    if changed:
         must = f"be the checkpoint's ({', '.join(changed)})"
         fail("PPOTrainer.resume", "config", must, "another one")
     if state["reference"] not in (None, trainer.reference_hash):
         fail("PPOTrainer.resume", "reference", "be the one that the run began with", "another one")
-    for name, p in _learning(trainer).items():
+    learning = _learning(trainer)
+    sizes = {f"parameter.{name}": p.shape for name, p in learning.items()}
+    saved = {name: x.shape for name, x in tensors.items() if name.startswith("parameter.")}
+    if differing := sorted(x for x in {*sizes, *saved} if sizes.get(x) != saved.get(x)):
+        must = "learn the checkpoint's weights, in number and size"
+        fail("PPOTrainer.resume", "policy", must, f"a difference in {differing[0]}")
+    for name, p in learning.items():
         p.copy_(tensors[f"parameter.{name}"])
         if f"exp_avg.{name}" in tensors:
             moments = {key: tensors[f"{key}.{name}"].to(p.device) for key in MOMENTS}
@@ -158,6 +169,14 @@ def reference_hash(trainer: Any) -> str:
         return weights_hash(trainer.reference)
     parameters = trainer.policy.named_parameters()
     return tensors_hash({name: p for name, p in parameters if not p.requires_grad})
+
+
+def _adapter(trainer: Any) -> State:
+    """The adapter's settings as JSON has them, without where it lies and who wrote it."""
+    found = getattr(trainer.policy.language_model, "peft_config", {})
+    fields = {f"{name}.{key}": x for name, c in found.items() for key, x in c.to_dict().items()}
+    kept = {name: x for name, x in fields.items() if not name.endswith(ELSEWHERE)}
+    return json.loads(json.dumps(kept, default=lambda x: sorted(x) if type(x) is set else str(x)))
 
 
 def _learning(trainer: Any) -> dict[str, nn.Parameter]:

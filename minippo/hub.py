@@ -67,7 +67,11 @@ def find_model(caller: str, name: str | Path, shipped: Sequence[str]) -> str:
 
 
 def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
-    """Load a model of a kind (such as AutoModelForCausalLM) in float32, and its tokenizer."""
+    """Load a model of a kind (such as AutoModelForCausalLM) in float32, and its tokenizer.
+
+    Whatever the folder does not hold, transformers fills with random numbers: a head that was never
+    trained is an error here, for the policy as for the judge.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # With peft installed, the Auto classes would also ask the hub for an adapter.
@@ -75,9 +79,15 @@ def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
     # None, the default, would ask on the terminal whether to run a folder's own Python.
     local = {**here, "trust_remote_code": False}
     with no_progress_bars():
-        model = kind.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, adapter_kwargs=here, **local
+        options = {"use_safetensors": True, "dtype": torch.float32, "adapter_kwargs": here, **local}
+        # Mismatched sizes too are left to us: transformers would say which ones in a log alone.
+        model, found = kind.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    if fresh := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
+        must = f"hold all weights of a {type(model).__name__} (the rest would be random numbers)"
+        came = f"none of the right size for {', '.join(fresh[:4])}" + ", ..." * (len(fresh) > 4)
+        fail(caller, f"the model {path}", must, came)
     tokenizer = AutoTokenizer.from_pretrained(path, **local)
     if tokenizer.eos_token_id is None and kind is AutoModelForCausalLM:
         fail(caller, f"the tokenizer of {path}", "have an end-of-text token", "none")

@@ -7,7 +7,7 @@ ids.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -205,11 +205,50 @@ def split_columns(prompts: Sequence[Prompt]) -> tuple[list[str], Columns]:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 ) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
-    """Prompts as left-padded tokens, with any tokens that the tokenizer itself prepends."""
+    """Prompts as left-padded tokens, each behind the start that its tokenizer puts there.
+
+    Raises:
+        ValueError: no text, a text without tokens, or one that ends with the end of text, so that
+            the response would belong to another text. A text may be that one token (GPT-2 has no
+            other start), or hold it further in front.
+    """
+    return left_pad([*prompt_rows(tokenizer, prompts)], tokenizer.eos_token_id)
+
+
+def prompt_rows(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> Iterator[list[int]]:
+    """The rows of `encode_prompts`, one after the other: also for 100,000 prompts."""
     if tokenizer.eos_token_id is None:
         fail("encode_prompts", "tokenizer", "have an end-of-text token (eos_token)", "none")
-    rows = [tokenizer(prompt)["input_ids"] for prompt in split_columns(prompts)[0]]
-    return left_pad(rows, tokenizer.eos_token_id)
+    texts = split_columns(prompts)[0]
+    for number, row in enumerate(with_start(tokenizer, texts)):
+        if not row:
+            must = "hold at least one token (for none, write the tokenizer's start of text)"
+            fail("encode_prompts", f"text {number}", must, repr(texts[number])[:60])
+        if row[-1] == tokenizer.eos_token_id and len(row) > 1:
+            must = f"not end with the end of text ({tokenizer.eos_token})"
+            fail("encode_prompts", f"text {number}", must, f"...{texts[number][-60:]!r}")
+        yield row
+
+
+def with_start(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Texts as tokens behind the tokenizer's start of text, which is written once.
+
+    A chat template may have written it already. What a tokenizer appends (an end of text, or
+    BERT's [SEP]) is left out: the text goes on.
+    """
+    probe = max(texts, key=len) + "a"  # not empty, whatever the tokenizer drops
+    bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(probe)["input_ids"]
+    n = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    start = whole[:n]
+    for first in range(0, len(texts), 1000):
+        part = list(texts[first : first + 1000])
+        for row in tokenizer(part, add_special_tokens=False)["input_ids"]:
+            while n and row[:n] == start:
+                row = row[n:]
+            yield start + row
 
 
 def encode(

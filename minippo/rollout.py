@@ -61,7 +61,9 @@ def generate(
             the rest of the batch. None: greedy decoding.
 
     Raises:
-        ValueError: prompt and response would exceed the model's positions.
+        ValueError: prompt and response would exceed the model's positions, or the model takes no
+            cache of keys and values (Mamba, RWKV).
+        FloatingPointError: a logit is NaN or inf (also after division by a tiny temperature).
     """
     check_number("generate", 0, above=True, temperature=temperature)
     _check_room(policy, prompt_mask, max_new_tokens, uniforms)
@@ -84,10 +86,13 @@ def generate(
             logits_to_keep=1,
             **{cache_name: cache},
         ).logits[:, -1]
-        if uniforms is None:
-            chosen = logits.argmax(-1)
-        else:
-            chosen = _inverse_cdf(logits.float() / temperature, uniforms[rows, step])
+        if uniforms is not None:
+            logits = logits.float() / temperature
+        if not logits.amax(-1).isfinite().all():  # -inf rules a token out; one must be left
+            raise FloatingPointError(f"generate: the logits are not finite at token {step}")
+        chosen = (
+            logits.argmax(-1) if uniforms is None else _inverse_cdf(logits, uniforms[rows, step])
+        )
         ids[rows, step] = chosen
         step, running = step + 1, chosen != eos_token_id
         if can_drop and not running.all():
@@ -115,8 +120,17 @@ def _cache_name(model: Any) -> str:
 
     A model without that argument would silently ignore it, and read each token on its own.
     """
-    own = model.get_base_model() if hasattr(model, "get_base_model") else model  # under an adapter
-    return "cache" if "cache" in signature(own.forward).parameters else "past_key_values"
+    own = own_model(model)
+    for name in ("cache", "past_key_values"):
+        if name in signature(own.forward).parameters:
+            return name
+    must = "take a cache of keys and values (past_key_values), or it would read each token alone"
+    fail("generate", "the policy", must, f"a {type(own).__name__}, which takes none")
+
+
+def own_model(model: Any) -> Any:
+    """The language model itself, under an adapter too."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _inverse_cdf(

@@ -1,7 +1,7 @@
 """Scores: rules on text, reward models and classifiers as functions of `Responses`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
 from statistics import fmean, pvariance
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minippo._validate import check_number, fail
 from minippo.models import RewardModel, device_of, load_classifier
-from minippo.responses import Columns, Responses, decode, left_pad
+from minippo.responses import Columns, Responses, decode, left_pad, with_start
 
 Score = Callable[[Responses], Tensor]
 TextScore = Callable[..., Sequence[float]]
@@ -54,13 +54,16 @@ def text_score(tokenizer: PreTrainedTokenizerBase, fn: TextScore) -> Score:
         prompts, texts = decode(tokenizer, responses)
         columns = _asked_for(fn, responses.columns)
         try:
-            scores = list(fn(prompts, texts, **columns))
+            made = fn(prompts, texts, **columns)
+            many = isinstance(made, Iterable) and getattr(made, "ndim", 1) > 0  # 0: a bare number
+            scores = list(made) if many else []
         except Exception as error:
             bad = _first_bad(fn, prompts, texts, columns)
             error.add_note(f"raised by the score function on {bad}")
             raise
         if len(scores) != len(texts):
-            fail("text_score", "fn's result", f"hold {len(texts)} scores", len(scores))
+            came = len(scores) if many else repr(made)
+            fail("text_score", "fn's result", f"hold {len(texts)} numbers", came)
         for prompt, text, value in zip(prompts, texts, scores, strict=True):
             try:
                 finite = bool(torch.isfinite(torch.tensor(float(value))))
@@ -201,9 +204,10 @@ def _retokenize(
 ) -> Responses:
     ended = ((responses.ids == theirs.eos_token_id) & responses.mask).any(1)
     ends = [own.eos_token_id]
+    prompts, texts = decode(theirs, responses)
     rows = [
-        own(prompt)["input_ids"] + own(text, add_special_tokens=False)["input_ids"] + ends * stop
-        for prompt, text, stop in zip(*decode(theirs, responses), ended.tolist(), strict=True)
+        prompt + own(text, add_special_tokens=False)["input_ids"] + ends * stop
+        for prompt, text, stop in zip(with_start(own, prompts), texts, ended.tolist(), strict=True)
     ]
     ids, mask = left_pad(rows, own.eos_token_id)
     return Responses(ids, mask, ids[:, :0], mask[:, :0])

@@ -56,6 +56,16 @@ def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
+def learning_weights(caller: str, model: nn.Module) -> list[nn.Parameter]:
+    """The weights that learn; in half precision they would not hear a learning rate of 1e-5."""
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, p in learning.items():
+        if p.itemsize < 4:
+            must = 'learn in float32 (mixed_precision="bf16" computes in half precision)'
+            fail(caller, "the model", must, f"{p.dtype} for {name}")
+    return [*learning.values()]
+
+
 def progress_bar(*, silent: bool = False, **options: Any) -> tqdm:
     """Draw a bar. TQDM_DISABLE=1 also silences it in notebooks, where tqdm ignores it."""
     return tqdm(disable=silent or bool(os.environ.get("TQDM_DISABLE")), **options)
@@ -74,9 +84,7 @@ def fit(
         fail("fit", "n_rows", "be 1 or more", n_rows)
     accelerator = make_accelerator()
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
+        learning_weights("fit", model), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     n_steps = config.epochs * -(-n_rows // config.minibatch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(

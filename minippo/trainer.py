@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minippo import checkpoint
 from minippo._validate import check_response_mask, checked_at_the_door, fail
+from minippo.assumptions import check_adapter, check_first_rollout, check_kl, check_run
 from minippo.checkpoint import STATE, weights_hash
 from minippo.kl import AdaptiveKL, FixedKL, PenaltyKL, kl_k3
 from minippo.log_probs import token_log_probs
@@ -39,7 +40,7 @@ from minippo.processes import add_up, any_process, gather_rollout, share, tracke
 from minippo.responses import Prompt, Rollout, encode_prompts, split_columns
 from minippo.rollout import collect, evaluate
 from minippo.scores import Score
-from minippo.sft import autocast, make_accelerator, progress_bar
+from minippo.sft import autocast, learning_weights, make_accelerator, progress_bar
 
 __all__ = ["STATE", "Callback", "PPOTrainer", "Stats", "weights_hash"]
 
@@ -82,6 +83,9 @@ class PPOTrainer:
     ) -> None:
         if reference is policy:
             fail("PPOTrainer", "reference", "be a copy (frozen_copy(policy))", "the policy itself")
+        learning = learning_weights("PPOTrainer", policy)
+        if reference is None:
+            check_adapter(policy)
         self.accelerator = make_accelerator(log_with=tracker(log_with), project_dir=str(log_dir))
         self.score, self.tokenizer, self.config = score, tokenizer, config
         self.callbacks, self.history = list(callbacks), list[Stats]()
@@ -90,7 +94,6 @@ class PPOTrainer:
         if config.gradient_checkpointing:
             model, new_name = policy.language_model, "activation_checkpointing_enable"
             (getattr(model, new_name, None) or model.gradient_checkpointing_enable)()
-        learning = [p for p in policy.parameters() if p.requires_grad]
         # fused: one call for all weights, and no temporary copies of them.
         self.optimizer = torch.optim.Adam(learning, lr=config.learning_rate, eps=1e-5, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(policy, self.optimizer)
@@ -138,8 +141,12 @@ class PPOTrainer:
 
         Returns:
             The history.
+
+        Raises:
+            ValueError: before step 1, a prompt that is no text, empty or too long; more steps than
+                the schedule has; on the first rollout, whatever `minippo.assumptions` measures.
         """
-        encode_prompts(self.tokenizer, prompts[:1])  # an empty list, or one string, is an error
+        check_run(self, prompts, n_steps)
         if self._log_with is not None:
             self.accelerator.init_trackers("minippo", config=asdict(self.config))
         silent = not (progress and self.accelerator.is_main_process)
@@ -198,8 +205,15 @@ class PPOTrainer:
                 chunk_size=config.micro_batch_size or config.minibatch_size,
                 columns={name: column[mine] for name, column in columns.items()},
             )
+        if self.accelerator.num_processes > 1:
+            rollout = gather_rollout(rollout)
+        if self.kl_coef or self.kl_loss_coef:
+            check_kl(rollout)
+        if not self.n_rollouts:
+            with self.autocast():
+                check_first_rollout(self, rollout, uniforms)
         self.n_rollouts += 1
-        return gather_rollout(rollout) if self.accelerator.num_processes > 1 else rollout
+        return rollout
 
     def update(self, rollout: Rollout) -> Stats:
         """Run the epochs over a rollout, or over some of its rows: `update(rollout[rows])`.

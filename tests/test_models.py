@@ -1,12 +1,18 @@
 """The networks against transformers, and what it takes to load them."""
 
 import json
+import re
 
 import pytest
 import torch
 from torch import nn, tensor
 from torch.testing import assert_close
-from transformers import GPT2ForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from minippo import data, kl_k1, token_log_probs
 from minippo.models import (
@@ -17,7 +23,7 @@ from minippo.models import (
     load_reward_model,
     position_ids,
 )
-from minippo.rollout import collect, encode, encode_prompts, evaluate, generate
+from minippo.rollout import collect, encode, encode_prompts, evaluate, generate, load_score
 from minippo.trainer import PPOTrainer, weights_hash
 from tests import tiny
 from tests.shapes import refuses
@@ -231,6 +237,49 @@ def test_a_tokenizer_without_an_end_is_refused(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(ValueError, match=r"must have an end-of-text token, got none\.$"):
         load_policy(folder)
+
+
+def test_a_judge_whose_head_was_never_trained_is_refused(folder):
+    must = r"hold all weights of a GPT2ForSequenceClassification .*random.*, got .*score\.weight"
+    for load in (load_reward_model, load_score):
+        with pytest.raises(ValueError, match=rf"^{load.__name__}: the model .*gpt2 must {must}\.$"):
+            load(folder)
+
+
+def llama(kind, **sizes):
+    """A Llama, whose output layer is not tied to its embeddings."""
+    made = {"vocab_size": 12, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    return kind(LlamaConfig(**made, intermediate_size=8, **sizes))
+
+
+def test_a_policy_whose_head_is_missing_is_refused(folder):
+    llama(LlamaForSequenceClassification, num_labels=1).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"all weights of a LlamaForCausalLM .*lm_head\.weight\.$"):
+        load_policy(folder)
+    llama(LlamaForSequenceClassification, tie_word_embeddings=True).save_pretrained(folder)
+    load_policy(folder)  # tied: nothing is missing
+
+
+def test_weights_of_another_size_are_refused_by_name(folder):
+    llama(LlamaForCausalLM).save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    changed = json.dumps(settings | {"vocab_size": 14})
+    (folder / "config.json").write_text(changed, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"right size for lm_head\.weight, model\.embed_tokens"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("ends", "others"), [(7, "['good']"), ([0, 7], "['good']"), ([8, 0, 7], "['good', 'bad']")]
+)
+def test_ends_of_text_that_the_tokenizer_does_not_have_are_named(folder, ends, others):
+    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    changed = json.dumps(settings | {"eos_token_id": ends})
+    (folder / "generation_config.json").write_text(changed, encoding="utf-8")
+    only = r"only the tokenizer's '<\|endoftext\|>' ends a response"
+    with pytest.warns(UserWarning, match=f"a text with {re.escape(others)}; here {only}") as caught:
+        load_policy(folder)
+    assert len(caught) == 1
 
 
 # ---- what ships

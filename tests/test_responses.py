@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers import processors
 from torch import tensor
 
 from minippo.responses import split_columns
@@ -72,8 +73,61 @@ def test_a_prompt_that_is_no_string_is_refused_by_its_number():
 
 
 def test_an_empty_prompt_is_refused_by_its_number():
-    with refuses("left_pad: row 1", "none"):
+    with refuses("encode_prompts: text 1", "''"):
         encode_prompts(tiny.tokenizer(), ["a", ""])
+
+
+def templated(template, *special):
+    """A tokenizer that puts special tokens around a text, as its post-processor says."""
+    made = tiny.tokenizer(["</s>", "<s>", *tiny.WORDS[1:]])
+    pairs = [(token, made.convert_tokens_to_ids(token)) for token in special]
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=pairs
+    )
+    return made
+
+
+def rows_of(tokenizer, texts):
+    ids, mask = encode_prompts(tokenizer, texts)
+    return [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def test_an_end_that_the_tokenizer_appends_is_left_out_of_a_prompt():
+    # Or every response would be written after the end of the text.
+    behind = templated("$A </s>", "</s>")
+    assert behind("a b")["input_ids"] == [2, 3, 0]
+    assert rows_of(behind, ["a b", "c"]) == [[2, 3], [4]]
+    around = templated("<s> $A </s>", "<s>", "</s>")
+    assert rows_of(around, ["a b", ""]) == [[1, 2, 3], [1]]  # a start alone is a prompt
+
+
+def test_a_prompt_that_already_has_its_start_gets_no_second_one():
+    starting = templated("<s> $A", "<s>")
+    assert starting("<s> a b")["input_ids"] == [1, 1, 2, 3]
+    assert rows_of(starting, ["<s> a b", "a b", "<s> <s> a", "a <s> b"]) == [
+        [1, 2, 3], [1, 2, 3], [1, 2], [1, 2, 1, 3],
+    ]  # fmt: skip
+    its_end = templated("</s> $A", "</s>")  # one token for both, as OPT has it
+    assert rows_of(its_end, ["</s> a", "a", "</s>", ""]) == [[0, 2], [0, 2], [0], [0]]
+
+
+def test_a_prompt_that_ends_with_the_end_of_text_is_refused_by_its_number():
+    with refuses("encode_prompts: text 1", "...'b <|endoftext|>'"):
+        encode_prompts(tiny.tokenizer(), ["a", "b <|endoftext|>"])
+    with refuses("encode_prompts: text 0", "...'<s> </s>'"):
+        encode_prompts(templated("<s> $A", "<s>"), ["<s> </s>"])
+
+
+def test_the_end_of_text_may_start_a_prompt_or_be_all_of_it_or_stand_between_turns():
+    texts = ["<|endoftext|>", "<|endoftext|> a", "a <|endoftext|> b"]
+    assert rows_of(tiny.tokenizer(), texts) == [[0], [0, 1], [1, 0, 2]]
+
+
+def test_many_prompts_are_encoded_as_they_are_one_at_a_time():
+    # More than are given to the tokenizer at once; some of its own padding would be seen.
+    texts = [tiny.WORDS[1 + i % 11] + " a" * (i % 5) for i in range(2_100)]
+    made = tiny.tokenizer()
+    assert rows_of(made, texts) == [made(text)["input_ids"] for text in texts]
 
 
 def test_each_prompt_has_its_response():

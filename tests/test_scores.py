@@ -75,6 +75,10 @@ def test_a_text_score_reads_prompts_and_responses():
     ("scores", "must", "came"),
     [
         ([1.0], "fn's result", "1"),
+        (None, "fn's result", "None"),
+        (0.5, "fn's result", "0.5"),
+        (True, "fn's result", "True"),
+        (tensor(2.0), "fn's result", "tensor(2.)"),
         ([1.0, NAN], "a score", "nan for prompt 'c', response 'so bad'"),
         ([-INF, 1.0], "a score", "-inf for prompt 'a b', response 'good'"),
         (["high", 1.0], "a score", "'high' for prompt 'a b', response 'good'"),
@@ -170,8 +174,14 @@ def other_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
 
 
-def test_load_score_tokenizes_the_text_again_where_the_tokenizer_is_another(tmp_path):
-    model = saved_reward_model(tmp_path, other_tokenizer())
+@pytest.mark.parametrize("appends", [False, True])
+def test_load_score_tokenizes_the_text_again_where_the_tokenizer_is_another(tmp_path, appends):
+    own = other_tokenizer()
+    if appends:  # an end of its own, which must not stand between prompt and response
+        own.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A <end>", special_tokens=[("<end>", 5)]
+        )
+    model = saved_reward_model(tmp_path, own)
     score = load_score(tmp_path, tiny.tokenizer())
     # "a b good" and "c so bad", each with the reward model's own EOS ...
     expected = scores_by_hand(model, [[7, 6, 3, 5], [4, 2, 1, 5]])

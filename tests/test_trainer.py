@@ -59,6 +59,7 @@ def test_an_update_does_not_read_the_last_token_of_a_response():
 # ---- controllers
 
 
+@tiny.another_reference
 @pytest.mark.parametrize("estimator", ["k1", "k3", "exact"])
 def test_the_controller_gets_the_summed_k1_of_a_response_once_per_rollout(estimator):
     fed = []
@@ -78,6 +79,7 @@ def test_the_controller_gets_the_summed_k1_of_a_response_once_per_rollout(estima
     assert_close(trainer.kl_coef, 0.05 * 1.06)
 
 
+@tiny.another_reference
 @pytest.mark.parametrize(
     ("changes", "beta", "c3"),
     [
@@ -224,7 +226,7 @@ def test_n_steps_of_train_is_the_total_over_all_calls():
     assert len(tiny.run(3, trainer=trainer).history) == 3
 
 
-@pytest.mark.parametrize(("prompts", "came"), [([], "[]"), ("a b c", "'a'")])
+@pytest.mark.parametrize(("prompts", "came"), [([], "[]"), ("a b c", "'a b c'")])
 def test_the_trainers_prompts_are_a_list_of_texts(prompts, came):
     with refuses("encode_prompts: texts", came):
         tiny.trainer().train(prompts, 1, progress=False)

@@ -106,6 +106,7 @@ def test_a_policy_that_does_not_learn_never_moves(name):
     assert weights_hash(trainer.policy) == before
 
 
+@tiny.another_reference
 def test_a_ratio_to_another_reference_does_not_start_at_one():
     # Guards the tests above: they could see it.
     trainer = tiny.trainer(

@@ -1,0 +1,99 @@
+"""What a run takes for granted, measured once: before step 1, and on the first rollout.
+
+Each of these would train without a word on something else than was meant. With several processes,
+all measure the same rows of the gathered rollout, so that all of them stop, or none.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minippo._validate import fail
+from minippo.models import PolicyWithValue
+from minippo.responses import Prompt, Rollout, prompt_rows
+from minippo.rollout import _inverse_cdf, evaluate, own_model
+
+ROWS = 8  # of the first rollout, from the shortest prompt to the longest
+
+
+def check_adapter(policy: PolicyWithValue) -> None:
+    """Where the reference is the policy without its adapter, nothing else of it may learn."""
+    model: Any = policy.language_model
+    if not hasattr(model, "disable_adapter"):
+        return  # `reference_logits` says so
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with warnings.catch_warnings(action="ignore"), model.disable_adapter():  # peft warns of a bias
+        left = [name for name, p in learning.items() if p.requires_grad]
+    if left:
+        must = "learn its adapter alone where the reference is None (LoRA with bias='none')"
+        fail("PPOTrainer", "policy", must, left[0])
+
+
+def check_run(trainer: Any, prompts: Sequence[Prompt], n_steps: int) -> None:
+    """Before step 1: every prompt is a text with room behind it, and the schedule is not over."""
+    config, limit = trainer.config, trainer.policy.context_length
+    if config.total_steps is not None and n_steps > config.total_steps:
+        must = f"be at most total_steps={config.total_steps} (the learning rate is 0 from there on)"
+        fail("PPOTrainer.train", "n_steps", must, n_steps)
+    for number, row in enumerate(prompt_rows(trainer.tokenizer, prompts)):
+        if limit is not None and len(row) + config.max_new_tokens > limit:
+            must = f"leave room for max_new_tokens={config.max_new_tokens} in {limit} positions"
+            came = f"{len(row)} tokens, {trainer.tokenizer.decode(row)[:60]!r}"
+            fail("PPOTrainer.train", f"prompt {number}", must, came)
+
+
+def check_kl(rollout: Rollout) -> None:
+    """Where the KL has a price, it is finite: a reference may rule out what the policy says."""
+    if (bad := ~rollout.kl.isfinite()).any():
+        row, t = bad.nonzero()[0].tolist()
+        p, q = (float(x[row, t]) for x in (rollout.log_probs, rollout.ref_log_probs))
+        raise FloatingPointError(
+            f"PPOTrainer.collect: the KL of row {row} is {float(rollout.kl[row, t])} at token {t}, "
+            f"whose log-prob is {p:.4g}, and {q:.4g} under the reference (-inf: probability 0)"
+        )
+
+
+@torch.no_grad()
+def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> None:
+    """Left padding, causality, the sampler against `evaluate`; tokens' texts; the reference."""
+    policy, responses = trainer.policy, rollout.responses
+    kind = f"a {type(own_model(policy.language_model)).__name__}"
+    models = [model for model in (policy, trainer.reference) if model is not None]
+    weights = [p for model in models for p in model.parameters()]
+    # Accelerators round float32, too (TF32).
+    exact = all(p.device.type == "cpu" and p.itemsize >= 4 for p in weights)
+    exact = exact and trainer.config.mixed_precision == "no"
+    order = responses.prompt_mask.sum(1).argsort(stable=True).tolist()
+    padded = responses[order[0] : order[0] + 1]  # the shortest prompt
+    alone, n = padded.trim(), int(padded.mask.sum())
+    logits = evaluate(policy, alone)[0]
+    off = (1e-3 if exact else 0.3) * float(logits[logits.isfinite()].std() + 1e-3)
+    for other, must in (
+        (evaluate(policy, padded)[0][:, :n], "give the same logits with and without left padding"),
+        (evaluate(policy, alone, end_value=False)[0], "be causal: no later token moves a logit"),
+    ):
+        if not torch.isclose(logits, other, rtol=0, atol=off).all():
+            fail("PPOTrainer.collect", kind, must, f"a difference above {off:.2g}")
+    for row in order[:: -(-len(order) // ROWS)]:
+        one, n = responses[row : row + 1], int(responses.mask[row].sum())
+        logits = evaluate(policy, one)[0][0, :n].float() / trainer.config.temperature
+        u, off = uniforms[row, :n].to(logits.device), 1e-3 if exact else 0.1
+        low, high = (_inverse_cdf(logits, (u + x).clamp(0, 1 - 2**-24)) for x in (-off, off))
+        if wrong := int(((one.ids[0, :n] < low) | (one.ids[0, :n] > high)).sum()):
+            must = "sample as `evaluate` measures (does a cache of keys and values suit it?)"
+            fail("PPOTrainer.collect", kind, must, f"{wrong} other tokens of {n} in row {row}")
+    known = torch.tensor([*trainer.tokenizer.get_vocab().values()])
+    share = float((~torch.isin(responses.ids[rollout.mask].cpu(), known)).float().mean())
+    if share > 0.1:
+        must = "have texts (the model has more ids than the tokenizer)"
+        fail("PPOTrainer.collect", "the sampled tokens", must, f"none for {share:.0%} of them")
+    if share:
+        warnings.warn(f"PPOTrainer: {share:.2%} of the sampled tokens have no text", stacklevel=3)
+    gap = (rollout.log_probs - rollout.ref_log_probs).abs()
+    if gap.max() > (0.01 if exact else 0.1):
+        nats = f"differ by {gap.sum(1).mean():.2g} nats per response before the first step"
+        why = "a policy trained before may; in a first run, the reference or the adapter's start"
+        warnings.warn(f"PPOTrainer: policy and reference {nats}: {why} is wrong", stacklevel=3)
