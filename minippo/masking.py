@@ -45,8 +45,8 @@ def whiten(
     """(x - mean) / sqrt(variance + 1e-8) over the real tokens; zero on padding.
 
     `keep_mean=True` adds the mean back, so that only the scale changes. Population variance, as
-    in lm-human-preferences (Ziegler et al. 2019); TRL and verl divide by n - 1. torchtune's
-    matching flag has the opposite meaning. With fewer than two real tokens there is no scale to
+    in lm-human-preferences; TRL and verl divide by n - 1. Their `shift_mean` removes the mean,
+    torchtune's adds it back. With fewer than two real tokens there is no scale to
     divide by, and only the mean is removed. Whiten a whole rollout once, not each minibatch.
 
     >>> import torch
