@@ -80,7 +80,7 @@ def test_a_name_without_a_source_is_found():
 
 
 @pytest.mark.parametrize("entry", PINS + MENTIONS, ids=lambda entry: entry["says"][:50])
-def test_what_has_a_source_is_still_said(entry):
+def test_a_pinned_phrase_is_still_said(entry):
     for name in entry["in"]:
         assert spans(entry["says"], text(ROOT / name)), name
 
