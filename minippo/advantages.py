@@ -23,9 +23,9 @@ def shape_rewards(
     """r_t = -kl_coef * kl_t on real tokens, plus the score on the LAST REAL token (EOS).
 
     Scores [batch, time] are shaped rewards and are added token by token. Zero on padding. Source:
-    Ziegler et al. 2019, eq. 2. TRL's trainer and torchtune put the score one slot later, on the
-    first padding token; lm-human-preferences on the last column, which is the same only if every
-    response has full length.
+    the code of Ziegler et al. 2019 (eq. 2 charges a whole response). TRL's PPOTrainer and torchtune
+    put the score one slot later, on the first padding token; lm-human-preferences on the last
+    column, which is the same only if every response has full length.
 
     >>> mask = torch.tensor([[True, True, True, False]])
     >>> kl = torch.tensor([[0.1, 0.2, 0.3, 7.0]])
@@ -107,8 +107,8 @@ def gae(
     a tensor is one lambda per response (`length_adaptive_lambda`).
     Zero on padding; junk in the padding changes nothing. Source: Schulman et al. 2016
     (arXiv:1506.02438), eq. 16. Returns for the value loss are `gae(...) + values`, raw, before
-    any whitening. TRL and torchtune also include the slot after EOS, and some small
-    implementations let the values of the padding leak in.
+    any whitening. TRL's PPOTrainer and torchtune also include the slot after EOS; in ROLL and
+    miles the values of masked tokens leaked in.
 
     >>> rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
     >>> values = torch.tensor([[0.1, 0.2, 0.3, 0.4]])

@@ -60,7 +60,7 @@ def group_advantages(
 def leave_one_out_advantages(scores: Float[Tensor, "groups k"]) -> Float[Tensor, "groups k"]:
     """score - mean of the OTHER k - 1 scores of its group: RLOO.
 
-    Source: Kool et al. 2019; Ahmadian et al. 2024 (arXiv:2402.14740), eq. 9.
+    Source: Kool et al. 2019; Ahmadian et al. 2024 (arXiv:2402.14740).
 
     >>> from torch import tensor
     >>> leave_one_out_advantages(tensor([[0.0, 3.0, 6.0]]))

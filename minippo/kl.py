@@ -20,7 +20,7 @@ def kl_k1(
     """log p - log q: unbiased, often negative for a single token. In nats.
 
     Source: Schulman 2020, joschu.net/blog/kl-approx.html. rlhf-book's has the opposite sign;
-    NeMo takes its absolute value and alpaca_farm its positive part; both are biased.
+    NeMo-Aligner takes its absolute value and alpaca_farm its positive part; both are biased.
 
     >>> from torch import tensor
     >>> kl_k1(tensor([-1.0]), tensor([-1.5]))

@@ -119,8 +119,8 @@ def value_loss(
     """0.5 * (V - R)^2; with clipping 0.5 * max((V - R)^2, (clip(V, V_old +- epsilon) - R)^2).
 
     V comes from a fresh forward pass, V_old from the rollout. The clip can only raise the loss,
-    and where it does, the gradient is zero. Source: Schulman et al. 2017, eq. 9; the clipped form:
-    lm-human-preferences. Spinning Up and Stable-Baselines3 omit the 0.5.
+    and where it does, the gradient is zero. Source: Schulman et al. 2017, eq. 9, which has no 0.5,
+    like Spinning Up and Stable-Baselines3; 0.5 and the clip: baselines and lm-human-preferences.
 
     >>> from torch import tensor
     >>> value_loss(tensor([1.0]), tensor([2.0]), old_values=tensor([0.5]), clip_range=0.2)

@@ -62,10 +62,9 @@ def whiten(
     """(x - mean) / sqrt(variance + 1e-8) over the real tokens; zero on padding.
 
     `keep_mean=True` adds the mean back, so that only the scale changes. Population variance, as
-    in lm-human-preferences (Ziegler et al. 2019); TRL and verl divide by n - 1. torchtune's
-    matching flag has the opposite meaning. Equal numbers (up to rounding) have no scale: they give
-    0, or their mean. A single number is left as it is. Whiten a whole rollout once, not each
-    minibatch.
+    in lm-human-preferences; TRL and verl divide by n - 1. Their `shift_mean` removes the mean,
+    torchtune's adds it back. Equal numbers (up to rounding) have no scale: they give 0, or their
+    mean. A single number is left as it is. Whiten a whole rollout once, not each minibatch.
 
     >>> import torch
     >>> x = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]])

@@ -47,7 +47,8 @@ class PPOConfig:
     """Discount; 1 (lm-human-preferences, TRL): a response is short, and its score is what counts.
     Textbooks quote 0.95 to 0.99."""
     lam: float = bounded(0.95, high=1)
-    """GAE's lambda; 0.95 (lm-human-preferences); 1 is Monte Carlo; quoted 0.9 to 0.97."""
+    """GAE's lambda; 0.95 (lm-human-preferences); 1 is Monte Carlo, the default of OpenRLHF and
+    verl; quoted 0.9 to 0.97."""
     lam_critic: float | None = bounded(None, high=1)
     """lambda of the values' targets; None: that of the advantages. 1 beside a smaller `lam` is
     decoupled GAE (VC-PPO, Yuan et al. 2025)."""
@@ -73,7 +74,8 @@ class PPOConfig:
     clip_range: float = bounded(0.2, high=1)
     """epsilon; 0.2 (Schulman et al. 2017); quoted 0.1 to 0.2."""
     clip_range_high: float | None = bounded(None)
-    """epsilon above 1; None: the same (verl, OpenRLHF: 0.2 to 0.3)."""
+    """epsilon above 1; None: the same (verl, OpenRLHF); 0.28 in Clip-Higher (DAPO, Yu et al. 2025,
+    arXiv:2503.14476)."""
     dual_clip: float | None = bounded(None, low=1, above=True)
     """c of a third clip: the loss of A < 0 is at most -c * A (Ye et al. 2020; verl: 3); None:
     none."""
@@ -97,7 +99,7 @@ class PPOConfig:
     # ---- KL to the reference ----
     kl_coef: float = bounded(0.1)
     """beta, price per nat of KL to the reference, in the reward; 0.1 suits the shipped world's
-    scores; TRL 0.05, lm-human-preferences 0.15 at the start."""
+    scores; TRL 1.12: 0.05, lm-human-preferences: 0.15 at the start."""
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
     """Estimator of the KL in the reward; k1 (lm-human-preferences). The others do not converge to
     pi_ref * exp(r / beta): "exact" is the same for every token that could have been chosen at a
@@ -151,7 +153,7 @@ class PPOConfig:
     # ---- optimizer ----
     learning_rate: float = bounded(1e-3)
     """Adam's learning rate (eps 1e-5); 1e-3 suits the shipped 1 M model; GPT-2: 1e-5
-    (lm-human-preferences) to 1.4e-5 (TRL)."""
+    (lm-human-preferences) to 1.4e-5 (TRL 0.11)."""
     warmup_steps: int = bounded(0)
     """Rollouts over which the learning rate rises."""
     total_steps: int | None = bounded(None, low=1)

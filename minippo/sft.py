@@ -26,8 +26,8 @@ class FitConfig:
     minibatch_size: int = bounded(64, low=1)
     """Rows per step."""
     learning_rate: float = bounded(1e-3, above=True)
-    """The peak; 1e-3 suits the shipped 1 M models, 1e-5 to 5e-5 GPT-2 (Ziegler et al. 2019 train
-    GPT-2's reward model at 5e-5)."""
+    """The peak; 1e-3 suits the shipped 1 M models, 1e-5 to 5e-5 GPT-2 (lm-human-preferences: 5e-5
+    for the 124 M reward model)."""
     warmup_steps: int = bounded(20)
     """Steps from 0 to the peak."""
     max_grad_norm: float = bounded(1.0, above=True)
