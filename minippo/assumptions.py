@@ -6,6 +6,7 @@ all measure the same rows of the gathered rollout, so that all of them stop, or 
 
 import warnings
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from minippo._validate import fail
 from minippo.models import PolicyWithValue
-from minippo.responses import Prompt, Rollout, prompt_rows
+from minippo.ppo import Stats
+from minippo.responses import Rollout
 from minippo.rollout import _inverse_cdf, evaluate, own_model
+from minippo.texts import Prompt, prompt_rows
 
 ROWS = 8  # of the first rollout, from the shortest prompt to the longest
 
@@ -97,3 +100,22 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         nats = f"differ by {gap.sum(1).mean():.2g} nats per response before the first step"
         why = "a policy trained before may; in a first run, the reference or the adapter's start"
         warnings.warn(f"PPOTrainer: policy and reference {nats}: {why} is wrong", stacklevel=3)
+
+
+def check_first_update(trainer: Any, rollout: Rollout, stats: Stats) -> None:
+    """Warn, once, of a first update that moved the policy too far, or did not begin at it."""
+    config, nats, clipped = trainer.config, trainer.moved(rollout), stats["clip_fraction"]
+    error, exact = stats["first_ratio_error"], config.mixed_precision == "no"
+    # A response's ratio is a product: in bfloat16 it has no bound from which a bug would stand out.
+    bound = 0.01 if exact else 0.5 if config.ratio_level == "token" else inf
+    slower = f"lower learning_rate ({trainer.learning_rate:.2g}) or epochs ({config.epochs})"
+    where = "look at dropout, temperature, modes, and changes between collect and update"
+    for wrong, what in (
+        (not nats <= 0.5, f"moved the policy by {nats:.2g} nats per token (usual: .001 to .05): "
+         f"{slower}, or set target_kl_stop"),
+        (clipped > 0.5, f"clipped {clipped:.0%} of its ratios (usual: below 20 %): {slower}"),
+        (error > bound and config.ratio_to == "old", f"began with a ratio {error:.2g} away from 1 "
+         f"(usual: below {1e-4 if exact else 0.2:g}): {where}"),
+    ):  # fmt: skip
+        if wrong:
+            warnings.warn(f"PPOTrainer: the first update {what}", stacklevel=4)

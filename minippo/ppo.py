@@ -200,6 +200,13 @@ class PPOConfig:
         high = self.clip_range if self.clip_range_high is None else self.clip_range_high
         return self.clip_range, high
 
+    @property
+    def token_mean(self) -> str:
+        """The mean of the loss's per-token terms, as `loss_mean` and `ratio_level` say."""
+        if self.ratio_level == "sequence" and self.loss_mean == "responses":
+            return "tokens"
+        return self.loss_mean or "tokens"
+
     @classmethod
     def textbook(cls, **changes: object) -> "PPOConfig":
         """The eleven-step sketch that is commonly printed.
@@ -311,9 +318,14 @@ def ppo_loss(
     _check_levels(mask, config, advantages=advantages, returns=returns)
     n_tokens = int(mask.sum()) if n_tokens is None else n_tokens
     n_responses = len(batch) if n_responses is None else n_responses
-    per_token, per_response, loss_mean = _means(mask, config, n_tokens, n_responses)
-    term = {"token": loss_mean, "sequence": per_response}
-    share = {"token": per_token, "sequence": per_response}[config.ratio_level]
+    means: dict[str, Mean] = {
+        "tokens": lambda x: where(mask, x, 0.0).sum() / n_tokens,
+        "responses": lambda x: response_mean(x, mask).sum() / n_responses,
+        "constant": lambda x: where(mask, x, 0.0).sum() / (n_responses * config.max_new_tokens),
+    }
+    per_token, loss_mean = means["tokens"], means[config.token_mean]
+    term: dict[str, Mean] = {"token": loss_mean, "sequence": lambda x: x.sum() / n_responses}
+    share = per_token if config.ratio_level == "token" else term["sequence"]
     logits, values, _ = evaluate(policy, batch.responses, end_value=False)
     log_probs = token_log_probs(logits, batch.responses.ids, temperature=config.temperature)
     log_probs = where(mask, log_probs, 0.0)
@@ -349,24 +361,6 @@ def ppo_loss(
     return loss, {name: part.detach() for name, part in parts.items()}
 
 
-def _means(
-    mask: Tensor, config: PPOConfig, n_tokens: int, n_responses: int
-) -> tuple[Mean, Mean, Mean]:
-    """Means of a minibatch: over tokens, over responses, and of the loss's per-token terms."""
-
-    def tokens(x: Tensor) -> Tensor:
-        return where(mask, x, 0.0).sum() / n_tokens
-
-    def responses(x: Tensor) -> Tensor:
-        return x.sum() / n_responses
-
-    if config.loss_mean == "constant":
-        return tokens, responses, lambda x: responses(where(mask, x, 0.0) / config.max_new_tokens)
-    if config.loss_mean == "responses" and config.ratio_level == "token":
-        return tokens, responses, lambda x: responses(response_mean(x, mask))
-    return tokens, responses, tokens
-
-
 def _check_levels(mask: Tensor, config: PPOConfig, **tensors: Tensor) -> None:
     wanted = tuple(mask.shape if config.advantage_level == "token" else mask.shape[:1])
     for name, x in tensors.items():
@@ -386,8 +380,8 @@ def _ratio(log_probs: Tensor, batch: Rollout, config: PPOConfig) -> tuple[Tensor
     old_to_new = kl_k3(sampled, log_probs)
     if config.ratio_level == "token":
         return probability_ratio(log_probs, base), old_to_new
-    new, old = (sequence_log_prob(x, batch.mask) for x in (log_probs, base))
-    return probability_ratio(new, old), old_to_new.sum(1)
+    # Subtract first: the sums of a long response are so large that float32 rounds their difference.
+    return sequence_log_prob(log_probs - base, batch.mask).exp(), old_to_new.sum(1)
 
 
 def _policy_losses(

@@ -18,19 +18,12 @@ from minippo._validate import check_number, check_response_mask, checked_at_the_
 from minippo.kl import exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.log_probs import token_log_probs
 from minippo.models import PolicyWithValue, device_of, position_ids
-from minippo.responses import (
-    Columns,
-    Prompt,
-    Responses,
-    Rollout,
-    decode,
-    encode_prompts,
-    response_mask,
-)
+from minippo.responses import Columns, Responses, Rollout, response_mask
 from minippo.scores import Score, check_scores
+from minippo.texts import Prompt, decode, encode_prompts
 
 # Re-exports: these names used to be here.
-from minippo.responses import encode, left_pad  # noqa: F401  # isort: skip
+from minippo.texts import encode, left_pad  # noqa: F401  # isort: skip
 from minippo.scores import ensemble_score, load_score, score_with, text_score  # noqa: F401  # isort: skip
 
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}

@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedTokenizerBase
 
-from minippo import checkpoint
+from minippo import assumptions, checkpoint
 from minippo._validate import check_response_mask, checked_at_the_door, fail
-from minippo.assumptions import check_adapter, check_first_rollout, check_kl, check_run
 from minippo.checkpoint import STATE, weights_hash
 from minippo.kl import AdaptiveKL, FixedKL, PenaltyKL, kl_k3
 from minippo.log_probs import token_log_probs
@@ -37,10 +36,11 @@ from minippo.ppo import (
     summarise,
 )
 from minippo.processes import add_up, any_process, gather_rollout, share, tracker
-from minippo.responses import Prompt, Rollout, encode_prompts, split_columns
+from minippo.responses import Rollout
 from minippo.rollout import collect, evaluate
 from minippo.scores import Score
 from minippo.sft import autocast, learning_weights, make_accelerator, progress_bar
+from minippo.texts import Prompt, encode_prompts, split_columns
 
 __all__ = ["STATE", "Callback", "PPOTrainer", "Stats", "weights_hash"]
 
@@ -85,7 +85,7 @@ class PPOTrainer:
             fail("PPOTrainer", "reference", "be a copy (frozen_copy(policy))", "the policy itself")
         learning = learning_weights("PPOTrainer", policy)
         if reference is None:
-            check_adapter(policy)
+            assumptions.check_adapter(policy)
         self.accelerator = make_accelerator(log_with=tracker(log_with), project_dir=str(log_dir))
         self.score, self.tokenizer, self.config = score, tokenizer, config
         self.callbacks, self.history = list(callbacks), list[Stats]()
@@ -146,7 +146,7 @@ class PPOTrainer:
             ValueError: before step 1, a prompt that is no text, empty or too long; more steps than
                 the schedule has; on the first rollout, whatever `minippo.assumptions` measures.
         """
-        check_run(self, prompts, n_steps)
+        assumptions.check_run(self, prompts, n_steps)
         if self._log_with is not None:
             self.accelerator.init_trackers("minippo", config=asdict(self.config))
         silent = not (progress and self.accelerator.is_main_process)
@@ -208,10 +208,10 @@ class PPOTrainer:
         if self.accelerator.num_processes > 1:
             rollout = gather_rollout(rollout)
         if self.kl_coef or self.kl_loss_coef:
-            check_kl(rollout)
+            assumptions.check_kl(rollout)
         if not self.n_rollouts:
             with self.autocast():
-                check_first_rollout(self, rollout, uniforms)
+                assumptions.check_first_rollout(self, rollout, uniforms)
         self.n_rollouts += 1
         return rollout
 
@@ -232,6 +232,8 @@ class PPOTrainer:
                     break
         stats = {"step": len(self.history) + 1, **self.coefficients()}
         stats |= summarise(rollout, credit, done, self.config)
+        if not self.history:
+            assumptions.check_first_update(self, rollout, stats)
         self.adapt(rollout, stats)
         self.history.append(stats)
         return stats

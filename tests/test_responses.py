@@ -5,8 +5,8 @@ import torch
 from tokenizers import processors
 from torch import tensor
 
-from minippo.responses import split_columns
 from minippo.rollout import Responses, decode, encode, encode_prompts, left_pad, response_mask
+from minippo.texts import split_columns
 from tests import tiny
 from tests.shapes import refuses
 

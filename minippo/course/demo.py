@@ -13,9 +13,9 @@ from minippo.kl import kl_k1
 from minippo.models import PolicyWithValue, frozen_copy, load_policy
 from minippo.ppo import PPOConfig
 from minippo.practice.train import quiet
-from minippo.responses import decode, encode_prompts
 from minippo.rollout import collect
 from minippo.scores import Score, load_score
+from minippo.texts import decode, encode_prompts
 from minippo.trainer import PPOTrainer
 from minippo.worlds import reviews as world
 

@@ -1,1 +1,1 @@
-"""What practitioners need around PPO: `minippo train`, and its options."""
+"""What practitioners need around PPO: `minippo train`, its options, and adapters of rewards."""

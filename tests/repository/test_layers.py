@@ -20,7 +20,7 @@ ROWS = [
     ("_validate", MATHS),
     ("log_probs masking advantages losses kl alternatives", MATHS),
     ("__init__", set()),  # `import minippo` is the mathematics
-    ("responses hub data models", THINGS),
+    ("responses texts hub data models", THINGS),
     ("scores rollout sft reward_model", STAGES),
     ("ppo processes checkpoint assumptions trainer", STAGES),
     ("cli __main__", STAGES),
