@@ -14,7 +14,8 @@ DATA = tomllib.loads((ROOT / "docs" / "sources.toml").read_text(encoding="utf-8"
 PINS, MENTIONS, PROJECTS = DATA["pin"], DATA["mention"], DATA["projects"]
 NAMES = [name for project in PROJECTS.values() for name in project["names"]] + DATA["others"]
 NAME = re.compile(rf"(?<![\w/-])(?:{'|'.join(map(re.escape, sorted(NAMES, key=len)[::-1]))})(?!\w)")
-PLACES = "minippo/**/*.py minippo/checks/mistakes/*.toml docs/*.md README.md notebooks/*.ipynb"
+PLACES = "README.md docs/*.md minippo/**/*.py minippo/**/*.toml notebooks/**/*.md "
+PLACES += "notebooks/**/*.ipynb"
 TEXTS = [p for place in PLACES.split() for p in sorted(ROOT.glob(place))]
 
 
