@@ -86,8 +86,7 @@ def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
         )
     if fresh := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
         must = f"hold all weights of a {type(model).__name__} (the rest would be random numbers)"
-        came = f"none of the right size for {', '.join(fresh[:4])}" + ", ..." * (len(fresh) > 4)
-        fail(caller, f"the model {path}", must, came)
+        fail(caller, f"the model {path}", must, f"none of the right size for {', '.join(fresh)}")
     tokenizer = AutoTokenizer.from_pretrained(path, **local)
     if tokenizer.eos_token_id is None and kind is AutoModelForCausalLM:
         fail(caller, f"the tokenizer of {path}", "have an end-of-text token", "none")

@@ -149,7 +149,14 @@ def load_policy(
             the tokenizer than in the model.
     """
     model, tokenizer = _load("load_policy", AutoModelForCausalLM, name)
-    _warn_of_other_ends(model, tokenizer)
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if others := {*(ends if isinstance(ends, list) else [ends])} - {None, tokenizer.eos_token_id}:
+        names = tokenizer.convert_ids_to_tokens(sorted(others))
+        warnings.warn(
+            f"load_policy: by its generation_config, the model also ends a text with {names}; here "
+            f"only the tokenizer's {tokenizer.eos_token!r} ends a response",
+            stacklevel=2,
+        )
     if lora is not None:
         from peft import LoraConfig, get_peft_model  # an extra
 
@@ -160,18 +167,6 @@ def load_policy(
             warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
             model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     return PolicyWithValue(model), tokenizer
-
-
-def _warn_of_other_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A model may have learned several ends of text (Llama 3 has three); here one is read."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    if others := {*(ends if isinstance(ends, list) else [ends])} - {None, tokenizer.eos_token_id}:
-        warnings.warn(
-            f"load_policy: by its generation_config, the model also ends a text with "
-            f"{tokenizer.convert_ids_to_tokens(sorted(others))}; here only the tokenizer's "
-            f"{tokenizer.eos_token!r} ends a response, and the others are tokens like any other",
-            stacklevel=3,
-        )
 
 
 def load_reward_model(name: str | Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
