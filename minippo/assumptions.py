@@ -6,6 +6,7 @@ all measure the same rows of the gathered rollout, so that all of them stop, or 
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from math import inf
 from typing import Any
 
@@ -25,13 +26,12 @@ ROWS = 8  # of the first rollout, from the shortest prompt to the longest
 def check_adapter(policy: PolicyWithValue) -> None:
     """Where the reference is the policy without its adapter, nothing else of it may learn."""
     model: Any = policy.language_model
-    if not hasattr(model, "disable_adapter"):
-        return  # `reference_logits` says so
+    adapter_off = getattr(model, "disable_adapter", nullcontext)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with warnings.catch_warnings(action="ignore"), model.disable_adapter():  # peft warns of a bias
+    with warnings.catch_warnings(action="ignore"), adapter_off():  # peft warns of a bias
         left = [name for name, p in learning.items() if p.requires_grad]
     if left:
-        must = "learn its adapter alone where the reference is None (LoRA with bias='none')"
+        must = "have an adapter and learn nothing else where the reference is None (bias='none')"
         fail("PPOTrainer", "policy", must, left[0])
 
 
@@ -48,14 +48,14 @@ def check_run(trainer: Any, prompts: Sequence[Prompt], n_steps: int) -> None:
             fail("PPOTrainer.train", f"prompt {number}", must, came)
 
 
-def check_kl(rollout: Rollout) -> None:
+def check_kl(trainer: Any, rollout: Rollout) -> None:
     """Where the KL has a price, it is finite: a reference may rule out what the policy says."""
-    if (bad := ~rollout.kl.isfinite()).any():
+    if (trainer.kl_coef or trainer.kl_loss_coef) and (bad := ~rollout.kl.isfinite()).any():
         row, t = bad.nonzero()[0].tolist()
-        p, q = (float(x[row, t]) for x in (rollout.log_probs, rollout.ref_log_probs))
+        p, kl = (float(x[row, t]) for x in (rollout.ref_log_probs, rollout.kl))
         raise FloatingPointError(
-            f"PPOTrainer.collect: the KL of row {row} is {float(rollout.kl[row, t])} at token {t}, "
-            f"whose log-prob is {p:.4g}, and {q:.4g} under the reference (-inf: probability 0)"
+            f"PPOTrainer.collect: the KL of row {row} is {kl} at token {t}, whose log-prob under "
+            f"the reference is {p:.4g} (-inf: it gives this token probability 0)"
         )
 
 
@@ -64,10 +64,8 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
     """Left padding, causality, the sampler against `evaluate`; tokens' texts; the reference."""
     policy, responses = trainer.policy, rollout.responses
     kind = f"a {type(own_model(policy.language_model)).__name__}"
-    models = [model for model in (policy, trainer.reference) if model is not None]
-    weights = [p for model in models for p in model.parameters()]
-    # Accelerators round float32, too (TF32).
-    exact = all(p.device.type == "cpu" and p.itemsize >= 4 for p in weights)
+    weights = [p for m in (policy, trainer.reference or policy) for p in m.parameters()]
+    exact = all(p.device.type == "cpu" and p.itemsize >= 4 for p in weights)  # GPUs round to TF32
     exact = exact and trainer.config.mixed_precision == "no"
     order = responses.prompt_mask.sum(1).argsort(stable=True).tolist()
     padded = responses[order[0] : order[0] + 1]  # the shortest prompt
@@ -86,7 +84,7 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         u, off = uniforms[row, :n].to(logits.device), 1e-3 if exact else 0.1
         low, high = (_inverse_cdf(logits, (u + x).clamp(0, 1 - 2**-24)) for x in (-off, off))
         if wrong := int(((one.ids[0, :n] < low) | (one.ids[0, :n] > high)).sum()):
-            must = "sample as `evaluate` measures (does a cache of keys and values suit it?)"
+            must = "sample what `evaluate` measures (does a cache of keys and values suit it?)"
             fail("PPOTrainer.collect", kind, must, f"{wrong} other tokens of {n} in row {row}")
     known = torch.tensor([*trainer.tokenizer.get_vocab().values()])
     share = float((~torch.isin(responses.ids[rollout.mask].cpu(), known)).float().mean())

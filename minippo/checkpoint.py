@@ -110,8 +110,7 @@ def save(trainer: Any, folder: Path) -> None:
     if renewed and trainer.reference is not None:
         tensors |= {f"{REFERENCE}{k}": x for k, x in trainer.reference.state_dict().items()}
     state = {
-        "config": asdict(trainer.config),
-        "adapter": _adapter(trainer),
+        "config": _config(trainer),
         "reference": None if renewed else trainer.reference_hash,
         "history": trainer.history,
         "n_rollouts": trainer.n_rollouts,
@@ -132,21 +131,18 @@ def save(trainer: Any, folder: Path) -> None:
 def resume(trainer: Any, folder: Path) -> None:
     """Restore into a trainer what `save` wrote."""
     state, tensors = read_checkpoint(folder)
-    then, now = state["config"], asdict(trainer.config)
-    changed = [f"{name}={then.get(name)}" for name in now if then.get(name) != now[name]]
-    then, now = state.get("adapter", {}), _adapter(trainer)  # a newer peft may know more fields
-    changed += [f"{name}={then[name]}" for name in then if then[name] != now.get(name, then[name])]
-    if changed:
-        must = f"be the checkpoint's ({', '.join(changed)})"
+    then, now = state["config"], _config(trainer)
+    if changed := [name for name in now if name in then and then[name] != now[name]]:
+        must = f"be the checkpoint's ({', '.join(f'{name}={then[name]}' for name in changed)})"
         fail("PPOTrainer.resume", "config", must, "another one")
     if state["reference"] not in (None, trainer.reference_hash):
         fail("PPOTrainer.resume", "reference", "be the one that the run began with", "another one")
     learning = _learning(trainer)
     sizes = {f"parameter.{name}": p.shape for name, p in learning.items()}
     saved = {name: x.shape for name, x in tensors.items() if name.startswith("parameter.")}
-    if differing := sorted(x for x in {*sizes, *saved} if sizes.get(x) != saved.get(x)):
+    if differing := sizes.items() ^ saved.items():
         must = "learn the checkpoint's weights, in number and size"
-        fail("PPOTrainer.resume", "policy", must, f"a difference in {differing[0]}")
+        fail("PPOTrainer.resume", "policy", must, f"a difference in {min(differing)[0]}")
     for name, p in learning.items():
         p.copy_(tensors[f"parameter.{name}"])
         if f"exp_avg.{name}" in tensors:
@@ -171,12 +167,15 @@ def reference_hash(trainer: Any) -> str:
     return tensors_hash({name: p for name, p in parameters if not p.requires_grad})
 
 
-def _adapter(trainer: Any) -> State:
-    """The adapter's settings as JSON has them, without where it lies and who wrote it."""
-    found = getattr(trainer.policy.language_model, "peft_config", {})
-    fields = {f"{name}.{key}": x for name, c in found.items() for key, x in c.to_dict().items()}
-    kept = {name: x for name, x in fields.items() if not name.endswith(ELSEWHERE)}
-    return json.loads(json.dumps(kept, default=lambda x: sorted(x) if type(x) is set else str(x)))
+def _config(trainer: Any) -> State:
+    """The configuration, with that of adapters but for where they lie and who wrote them."""
+    config, found = (
+        asdict(trainer.config),
+        getattr(trainer.policy.language_model, "peft_config", {}),
+    )
+    for name, adapter in found.items():
+        config |= {f"{name}.{k}": x for k, x in adapter.to_dict().items() if k not in ELSEWHERE}
+    return json.loads(json.dumps(config, default=lambda x: sorted(x) if type(x) is set else str(x)))
 
 
 def _learning(trainer: Any) -> dict[str, nn.Parameter]:

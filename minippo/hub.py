@@ -87,8 +87,7 @@ def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
         )
     if fresh := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
         must = f"hold all weights of a {type(model).__name__} (the rest would be random numbers)"
-        came = f"none of the right size for {', '.join(fresh[:4])}" + ", ..." * (len(fresh) > 4)
-        fail(caller, f"the model {path}", must, came)
+        fail(caller, f"the model {path}", must, f"none of the right size for {', '.join(fresh)}")
     tokenizer = AutoTokenizer.from_pretrained(path, **local)
     if tokenizer.eos_token_id is None and kind is AutoModelForCausalLM:
         fail(caller, f"the tokenizer of {path}", "have an end-of-text token", "none")
@@ -104,10 +103,10 @@ def _warn_of_other_ends(caller: str, model: Any, tokenizer: Any) -> None:
     """A model may have learned several ends of text (Llama 3 has three); here one is read."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     if others := {*(ends if isinstance(ends, list) else [ends])} - {None, tokenizer.eos_token_id}:
+        names = tokenizer.convert_ids_to_tokens(sorted(others))
         warnings.warn(
-            f"{caller}: by its generation_config, the model also ends a text with "
-            f"{tokenizer.convert_ids_to_tokens(sorted(others))}; here only the tokenizer's "
-            f"{tokenizer.eos_token!r} ends a response, and the others are tokens like any other",
+            f"{caller}: by its generation_config, the model also ends a text with {names}; here "
+            f"only the tokenizer's {tokenizer.eos_token!r} ends a response",
             stacklevel=5,
         )
 

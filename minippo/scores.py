@@ -61,8 +61,8 @@ def text_score(tokenizer: PreTrainedTokenizerBase, fn: TextScore) -> Score:
             error.add_note(f"raised by the score function on {bad}")
             raise
         if len(scores) != len(texts):
-            came = len(scores) if many else repr(made)
-            fail("text_score", "fn's result", f"hold {len(texts)} numbers", came)
+            must, came = f"hold {len(texts)} numbers", len(scores) if many else repr(made)
+            fail("text_score", "fn's result", must, came)
         for prompt, text, value in zip(prompts, texts, scores, strict=True):
             try:
                 finite = bool(torch.isfinite(torch.tensor(float(value))))

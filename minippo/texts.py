@@ -1,7 +1,7 @@
 """Between text and tokens: prompts as they were given, and responses as they are read.
 
-Prompts are padded on the left. What a tokenizer adds is kept at the start, where it is written once,
-and left out at the end.
+Prompts are padded on the left. What a tokenizer adds is kept at the start, where it is written
+once, and left out at the end.
 """
 
 import re
@@ -69,40 +69,33 @@ def encode_prompts(
     return left_pad([*prompt_rows(tokenizer, prompts)], tokenizer.eos_token_id)
 
 
-def prompt_rows(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
-) -> Iterator[list[int]]:
+def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
     """The rows of `encode_prompts`, one by one, so that 100,000 prompts need no memory."""
     if tokenizer.eos_token_id is None:
         fail("encode_prompts", "tokenizer", "have an end-of-text token (eos_token)", "none")
     texts = split_columns(prompts)[0]
     for number, row in enumerate(with_start(tokenizer, texts)):
-        if not row:
-            must = "hold at least one token (for none, write the tokenizer's start of text)"
-            fail("encode_prompts", f"text {number}", must, repr(texts[number])[:60])
-        if row[-1] == tokenizer.eos_token_id and len(row) > 1:
-            must = f"not end with the end of text ({tokenizer.eos_token})"
-            fail("encode_prompts", f"text {number}", must, f"...{texts[number][-60:]!r}")
+        if not row or (row[-1] == tokenizer.eos_token_id and len(row) > 1):
+            must = f"hold a token, and not end with the end of text ({tokenizer.eos_token})"
+            fail("encode_prompts", f"text {number}", must, f"{texts[number][-60:]!r}")
         yield row
 
 
-def with_start(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
-    """Texts as tokens after the tokenizer's start of text, which is written once.
+def with_start(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Texts as tokens after the tokenizer's start, which is written once.
 
     A chat template may have written it already. What a tokenizer appends (an end of text, or
     BERT's [SEP]) is left out: the text goes on.
     """
     probe = max(texts, key=len) + "a"  # not empty, whatever the tokenizer drops
-    bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(probe)["input_ids"]
+    bare, whole = (tokenizer(probe, add_special_tokens=x)["input_ids"] for x in (False, True))
     n = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    start = whole[:n]
     for first in range(0, len(texts), 1000):
-        part = list(texts[first : first + 1000])
-        for row in tokenizer(part, add_special_tokens=False)["input_ids"]:
-            while n and row[:n] == start:
+        part = tokenizer(list(texts[first : first + 1000]), add_special_tokens=False)
+        for row in part["input_ids"]:
+            while n and row[:n] == whole[:n]:
                 row = row[n:]
-            yield start + row
+            yield whole[:n] + row
 
 
 def encode(

@@ -205,13 +205,11 @@ class PPOTrainer:
                 chunk_size=config.micro_batch_size or config.minibatch_size,
                 columns={name: column[mine] for name, column in columns.items()},
             )
-        if self.accelerator.num_processes > 1:
-            rollout = gather_rollout(rollout)
-        if self.kl_coef or self.kl_loss_coef:
-            assumptions.check_kl(rollout)
-        if not self.n_rollouts:
-            with self.autocast():
+            if self.accelerator.num_processes > 1:
+                rollout = gather_rollout(rollout)
+            if not self.n_rollouts:
                 assumptions.check_first_rollout(self, rollout, uniforms)
+        assumptions.check_kl(self, rollout)
         self.n_rollouts += 1
         return rollout
 

@@ -136,7 +136,7 @@ def forgetful(own, inputs):
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_sampler_that_disagrees_with_evaluate_is_an_error(precision):
-    must = r"a GPT2LMHeadModel must sample as `evaluate` measures .*, got \d other tokens of \d "
+    must = r"a GPT2LMHeadModel must sample what `evaluate` measures .*, got \d other tokens of \d "
     with pytest.raises(ValueError, match=rf"^PPOTrainer\.collect: {must}in row \d\.$"):
         collected(replaced(forgetful), mixed_precision=precision)
 
@@ -149,7 +149,7 @@ def test_a_state_model_that_swallows_the_cache_is_also_seen_by_the_measurement(
 ):
     monkeypatch.setattr(rollout, "_cache_name", lambda model: "past_key_values")
     policy = of(kind, config, **SIZES)
-    with pytest.raises(ValueError, match=rf"a {kind.__name__} must (sample as|give the same)"):
+    with pytest.raises(ValueError, match=rf"a {kind.__name__} must (sample what|give the same)"):
         collected(policy, max_new_tokens=24)
 
 
@@ -243,11 +243,16 @@ def test_without_a_reference_nothing_but_the_adapter_may_learn(tmp_path, what):
     if what == "norm":
         policy.language_model.base_model.model.transformer.ln_f.weight.requires_grad_(True)
     config = PPOConfig(**tiny.SMALL)
-    must = r"^PPOTrainer: policy must learn its adapter alone .*, got .*(bias|ln_f.weight)\.$"
+    must = r"^PPOTrainer: policy must have an adapter and learn nothing .*(bias|ln_f\.weight)\.$"
     with pytest.raises(ValueError, match=must):
         PPOTrainer(policy, None, tiny.spread, tokenizer, config)
     made = PPOTrainer(policy, frozen_copy(policy), tiny.spread, tokenizer, config)
     assert len(made.train(PROMPTS, 1, progress=False)) == 1  # a copy does not learn along
+
+
+def test_a_policy_without_an_adapter_needs_a_reference():
+    with pytest.raises(ValueError, match=r"^PPOTrainer: policy must have an adapter and learn"):
+        PPOTrainer(tiny.policy(), None, tiny.spread, tiny.tokenizer(), PPOConfig())
 
 
 @peft_asks
@@ -287,7 +292,7 @@ def test_a_run_longer_than_its_schedule_is_refused():
     [
         ("b " * 43, "PPOTrainer.train: prompt 30", "43 tokens, 'b b b "),
         ("", "encode_prompts: text 30", "''."),
-        ("d <|endoftext|>", "encode_prompts: text 30", "...'d <|endoftext|>'."),
+        ("d <|endoftext|>", "encode_prompts: text 30", "got 'd <|endoftext|>'."),
     ],
 )
 def test_a_prompt_that_cannot_be_answered_is_found_before_the_first_step(bad, argument, came):
@@ -327,6 +332,6 @@ def test_a_kl_that_is_infinite_is_named_by_row_token_and_reference(price):
     )
     made = free.collect(PROMPTS)  # without a price, nothing is asked of it
     row, t = (made.mask & (made.responses.ids == token)).nonzero()[0].tolist()
-    said = f"the KL of row {row} is inf at token {t}, whose log-prob is "
-    with pytest.raises(FloatingPointError, match=said + r".*, and -inf under the reference"):
+    said = f"the KL of row {row} is inf at token {t}, whose log-prob under the reference is -inf"
+    with pytest.raises(FloatingPointError, match=said):
         trainer.collect(PROMPTS)

@@ -112,9 +112,9 @@ def test_a_prompt_that_already_has_its_start_gets_no_second_one():
 
 
 def test_a_prompt_that_ends_with_the_end_of_text_is_refused_by_its_number():
-    with refuses("encode_prompts: text 1", "...'b <|endoftext|>'"):
+    with refuses("encode_prompts: text 1", "'b <|endoftext|>'"):
         encode_prompts(tiny.tokenizer(), ["a", "b <|endoftext|>"])
-    with refuses("encode_prompts: text 0", "...'<s> </s>'"):
+    with refuses("encode_prompts: text 0", "'<s> </s>'"):
         encode_prompts(templated("<s> $A", "<s>"), ["<s> </s>"])
 
 

@@ -167,9 +167,8 @@ def test_the_reference_is_not_the_policy():
 
 
 def test_a_reference_that_is_renewed_must_be_a_model():
-    policy, config = tiny.shallow(), PPOConfig(**tiny.SMALL, reference_update_every=1)
-    trainer = PPOTrainer(policy, None, tiny.spread, tiny.tokenizer(), config)
-    trainer.n_rollouts = 1
+    trainer = tiny.trainer(reference_update_every=1)
+    trainer.reference, trainer.n_rollouts = None, 1  # as with an adapter
     with refuses("PPOTrainer: reference", "None"):
         trainer.collect(PROMPTS)
 
