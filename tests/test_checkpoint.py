@@ -32,6 +32,7 @@ RUNS = {
     "an adaptive c3": {"kl_coef": 0.0, "kl_loss_coef": 0.1, "kl_target": 0.2, "kl_horizon": 20},
     "penalty": {"policy_loss": "penalty"},
     "warm-up and decay": {"warmup_steps": 3, "total_steps": 5},
+    "a head ahead of its trunk": {"critic_warmup": 2},
 }
 
 

@@ -101,6 +101,29 @@ def test_the_value_head_starts_at_zero():
     assert values.tolist() == [[0.0, 0.0]]
 
 
+def test_logits_are_float32_under_autocast_and_those_of_the_trunks_hidden_state():
+    policy, tokens = tiny.policy(), tensor([[1, 2, 3]])
+    mask = torch.ones_like(tokens).bool()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = policy(tokens, mask)
+        hidden = policy.language_model.transformer(tokens, attention_mask=mask).last_hidden_state
+    assert logits.dtype == torch.float32
+    head = policy.language_model.lm_head.weight
+    assert_close(logits, hidden.float() @ head.T, rtol=1e-6, atol=1e-6)
+    # Not rounded to bfloat16 on the way: 8 bits would be seen.
+    assert (logits - logits.bfloat16().float()).abs().max() > 1e-4
+
+
+def test_the_head_in_float32_is_the_models_own_in_copies_too():
+    policy = tiny.policy()
+    copy = frozen_copy(policy)
+    with torch.no_grad():
+        copy.language_model.lm_head.weight.zero_()
+    assert not copy(tensor([[1]]), tensor([[True]]))[0].any()
+    assert policy(tensor([[1]]), tensor([[True]]))[0].any()
+    assert policy.state_dict().keys() == copy.state_dict().keys()
+
+
 def test_the_value_head_is_float32_over_a_bfloat16_trunk():
     policy = with_values(PolicyWithValue(tiny.language_model().bfloat16()))
     assert policy.value_head.weight.dtype == torch.float32

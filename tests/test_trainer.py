@@ -41,6 +41,29 @@ def test_the_first_step_is_adams_with_clipped_gradients():
         assert_close(trainer.policy.state_dict()[name], expected)
 
 
+def test_a_warm_up_moves_the_value_head_alone():
+    trainer = tiny.trainer(score=tiny.spread, critic_warmup=2, **FAST)
+    trunk, head = (
+        tiny.weights(part) for part in (trainer.policy.language_model, value_head(trainer))
+    )
+    for _ in range(2):
+        stats = trainer.step(PROMPTS)
+        assert all(
+            torch.equal(x, trunk[n]) for n, x in tiny.weights(trainer.policy.language_model).items()
+        )
+    assert not torch.equal(value_head(trainer).weight, head["weight"])
+    # Its norm is that of the head's gradient alone, or clipping would slow the head down.
+    assert stats["grad_norm"] < tiny.run(2, **FAST).history[1]["grad_norm"]
+    trainer.step(PROMPTS)
+    assert any(
+        not torch.equal(x, trunk[n]) for n, x in tiny.weights(trainer.policy.language_model).items()
+    )
+
+
+def value_head(trainer):
+    return trainer.policy.value_head
+
+
 def test_without_a_limit_the_gradient_is_not_scaled():
     free, wide, narrow = (tiny.run(1, epochs=1, max_grad_norm=x) for x in (None, 1e3, 1e-4))
     assert len({trainer.history[0]["grad_norm"] for trainer in (free, wide, narrow)}) == 1
