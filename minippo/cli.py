@@ -6,11 +6,14 @@ Exit codes: 0 success; 1 a run failed; 2 wrong usage; 130 stopped by Ctrl-C.
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from minippo import __version__
 
-# Nothing here loads torch: a command imports what it needs once its options are parsed.
+# Nothing here loads torch: a command's home is imported once its options are parsed.
+HOMES = {"demo": "course.demo", "grade": "grading.grade", "homework": "grading.homework"}
+HOMES |= {"train": "practice.train"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return _run(options, rest)
+        options.rest = rest
+        return int(import_module(f"minippo.{HOMES[options.command]}").main(options))
     except (ValueError, FloatingPointError, OSError) as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         print(f"minippo: {error}{notes}", file=sys.stderr)
@@ -31,24 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nminippo: interrupted", file=sys.stderr)
         return 130
-
-
-def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    if options.command == "grade":
-        from minippo.grading import grade
-
-        return grade.main(options)
-    if options.command == "homework":
-        from minippo.grading import homework
-
-        return homework.main(options)
-    if options.command == "demo":
-        from minippo.course.demo import demo
-
-        return demo(options.seed, options.output)
-    from minippo.practice import train
-
-    return train.train(*train.train_options(rest))
 
 
 def _parser() -> argparse.ArgumentParser:

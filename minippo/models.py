@@ -159,7 +159,7 @@ def load_policy(
             a folder without safetensors, or without some of the model's weights; more tokens in
             the tokenizer than in the model.
     """
-    model, tokenizer = _load("load_policy", AutoModelForCausalLM, name)
+    model, tokenizer = load("load_policy", AutoModelForCausalLM, name)
     if lora is not None:
         from peft import LoraConfig, get_peft_model  # an extra
 
@@ -174,16 +174,12 @@ def load_policy(
 
 def load_reward_model(name: str | Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
     """Load a reward model (a classifier with one label) and its tokenizer. See `load_policy`."""
-    model, tokenizer = load_classifier("load_reward_model", name)
+    model, tokenizer = load("load_reward_model", AutoModelForSequenceClassification, name)
     return RewardModel(model), tokenizer
 
 
-def load_classifier(caller: str, name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load a plain transformers sequence classifier and its tokenizer. See `load_policy`."""
-    return _load(caller, AutoModelForSequenceClassification, name)
-
-
-def _load(caller: str, kind: Any, name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+def load(caller: str, kind: Any, name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a model of one of transformers' Auto classes, and its tokenizer. See `load_policy`."""
     if name in SHIPPED_MODELS:
         return load_pretrained(caller, kind, str(shipped(str(name))))
     return load_pretrained(caller, kind, find_model(caller, name, SHIPPED_MODELS))

@@ -200,13 +200,6 @@ class PPOConfig:
         high = self.clip_range if self.clip_range_high is None else self.clip_range_high
         return self.clip_range, high
 
-    @property
-    def token_mean(self) -> str:
-        """The mean of the loss's per-token terms, as `loss_mean` and `ratio_level` say."""
-        if self.ratio_level == "sequence" and self.loss_mean == "responses":
-            return "tokens"
-        return self.loss_mean or "tokens"
-
     @classmethod
     def textbook(cls, **changes: object) -> "PPOConfig":
         """The eleven-step sketch that is commonly printed.
@@ -318,14 +311,9 @@ def ppo_loss(
     _check_levels(mask, config, advantages=advantages, returns=returns)
     n_tokens = int(mask.sum()) if n_tokens is None else n_tokens
     n_responses = len(batch) if n_responses is None else n_responses
-    means: dict[str, Mean] = {
-        "tokens": lambda x: where(mask, x, 0.0).sum() / n_tokens,
-        "responses": lambda x: response_mean(x, mask).sum() / n_responses,
-        "constant": lambda x: where(mask, x, 0.0).sum() / (n_responses * config.max_new_tokens),
-    }
-    per_token, loss_mean = means["tokens"], means[config.token_mean]
-    term: dict[str, Mean] = {"token": loss_mean, "sequence": lambda x: x.sum() / n_responses}
-    share = per_token if config.ratio_level == "token" else term["sequence"]
+    per_token, per_response, loss_mean = _means(mask, config, n_tokens, n_responses)
+    means = {"token": loss_mean, "sequence": per_response}
+    share = per_token if config.ratio_level == "token" else per_response
     logits, values, _ = evaluate(policy, batch.responses, end_value=False)
     log_probs = token_log_probs(logits, batch.responses.ids, temperature=config.temperature)
     log_probs = where(mask, log_probs, 0.0)
@@ -336,8 +324,8 @@ def ppo_loss(
         _entropies(logits, config),
     )
     parts = {
-        "policy_loss": term[config.ratio_level](losses),
-        "value_loss": term[config.advantage_level](value_losses),
+        "policy_loss": means[config.ratio_level](losses),
+        "value_loss": means[config.advantage_level](value_losses),
         "entropy": per_token(entropies),
     }
     loss = parts["policy_loss"] + config.value_coef * parts["value_loss"]
@@ -359,6 +347,18 @@ def ppo_loss(
         "ratio_error": (ratio - 1).abs().max(),
     }
     return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def _means(mask: Tensor, config: PPOConfig, n_tokens: int, n_responses: int) -> list[Mean]:
+    """Means of a minibatch: over tokens, over responses, and of the loss's per-token terms."""
+    means: dict[str, Mean] = {
+        "tokens": lambda x: where(mask, x, 0.0).sum() / n_tokens,
+        "responses": lambda x: response_mean(x, mask).sum() / n_responses,
+        "constant": lambda x: where(mask, x, 0.0).sum() / (n_responses * config.max_new_tokens),
+    }
+    by_response = config.loss_mean == "responses" and config.ratio_level == "sequence"
+    kind = "tokens" if by_response or config.loss_mean is None else config.loss_mean
+    return [means["tokens"], lambda x: x.sum() / n_responses, means[kind]]
 
 
 def _check_levels(mask: Tensor, config: PPOConfig, **tensors: Tensor) -> None:

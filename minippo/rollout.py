@@ -5,6 +5,7 @@ ratio is 1. Inputs may be on any device: they are moved to the policy's.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -154,21 +155,15 @@ def respond(
     batch_size: int = 256,
 ) -> list[str]:
     """Sample one response per prompt, as text; the same seed gives the same texts."""
-    uniforms = torch.rand(
-        len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(len(prompts), max_new_tokens, generator=generator)
+    sample = partial(generate, policy, max_new_tokens=max_new_tokens, temperature=temperature)
     texts = list[str]()
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
-        responses = generate(
-            policy,
-            *encode_prompts(tokenizer, prompts[part]),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            temperature=temperature,
-            uniforms=uniforms[part],
-        )
-        texts += decode(tokenizer, responses)[1]
+        ids, mask = encode_prompts(tokenizer, prompts[part])
+        end = tokenizer.eos_token_id
+        texts += decode(tokenizer, sample(ids, mask, eos_token_id=end, uniforms=uniforms[part]))[1]
     return texts
 
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from minippo._validate import check_number, fail
-from minippo.models import RewardModel, device_of, load_classifier
+from minippo.models import RewardModel, device_of, load
 from minippo.responses import Columns, Responses
 from minippo.texts import decode, left_pad, with_start
 
@@ -135,7 +135,7 @@ def load_score(
     one label's raw logit, as in TRL's sentiment example: "lvwerra/distilbert-imdb#POSITIVE", "#1".
     """
     place, _, label = (str(name), "", "") if Path(name).exists() else str(name).partition("#")
-    body, own = load_classifier("load_score", place)
+    body, own = load("load_score", AutoModelForSequenceClassification, place)
     body.eval().requires_grad_(False)
     theirs = own if tokenizer is None else tokenizer
     index = _label_index(body, label)

@@ -1,6 +1,7 @@
 """`minippo demo`: PPO, the third stage of RLHF, on the shipped world in about a minute."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def examine(
         "proxy": float(rollout.scores.mean()),
         "kl": float(kl.mean()),
     }
+
+
+def main(options: Namespace) -> int:
+    """Run `minippo demo` with its parsed options."""
+    return demo(options.seed, options.output)
 
 
 def demo(seed: int, output: Path) -> int:

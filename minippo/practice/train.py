@@ -67,6 +67,11 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainArguments, PPOConfig]:
     return take(options, TrainArguments), take(options, PPOConfig)
 
 
+def main(options: argparse.Namespace) -> int:
+    """Run `minippo train`, whose options are all in `options.rest`."""
+    return train(*train_options(options.rest))
+
+
 def train(options: TrainArguments, config: PPOConfig) -> int:
     """Run `minippo train` with its parsed options and return the exit code."""
     quiet()
