@@ -64,6 +64,7 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
     weights = [p for m in (policy, trainer.reference or policy) for p in m.parameters()]
     exact = all(p.device.type == "cpu" and p.itemsize >= 4 for p in weights)  # GPUs round to TF32
     exact = exact and trainer.config.mixed_precision == "no"
+    few = 0 if exact else 0.1  # what rounding may do: another expert is asked
     order = responses.prompt_mask.sum(1).argsort(stable=True).tolist()
     padded = responses[order[0] : order[0] + 1]  # the shortest prompt
     alone, n = padded.trim(), int(padded.mask.sum())
@@ -73,16 +74,20 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         (evaluate(policy, padded)[0][:, :n], "give the same logits with and without left padding"),
         (evaluate(policy, alone, end_value=False)[0], "be causal: no later token moves a logit"),
     ):
-        if not torch.isclose(logits, other, rtol=0, atol=off).all():
+        close = torch.isclose(logits, other, rtol=0, atol=off).all(-1)
+        if (~close).float().mean() > few:
             fail("PPOTrainer.collect", kind, must, f"a difference above {off:.2g}")
+    wrong, off = torch.zeros(0, dtype=torch.bool), 1e-3 if exact else 0.1
     for row in order[:: -(-len(order) // ROWS)]:
         one, n = responses[row : row + 1], int(responses.mask[row].sum())
-        logits = evaluate(policy, one)[0][0, :n].float() / trainer.config.temperature
-        u, off = uniforms[row, :n].to(logits.device), 1e-3 if exact else 0.1
+        logits = evaluate(policy, one)[0][0, :n].float().cpu() / trainer.config.temperature
+        ids, u = one.ids[0, :n].cpu(), uniforms[row, :n]
         low, high = (_inverse_cdf(logits, (u + x).clamp(0, 1 - 2**-24)) for x in (-off, off))
-        if wrong := int(((one.ids[0, :n] < low) | (one.ids[0, :n] > high)).sum()):
-            must = "sample what `evaluate` measures (does a cache of keys and values suit it?)"
-            fail("PPOTrainer.collect", kind, must, f"{wrong} other tokens of {n} in row {row}")
+        wrong = torch.cat([wrong, (ids < low) | (ids > high)])
+    if wrong.float().mean() > few:
+        must = "sample what `evaluate` measures (does a cache of keys and values suit it?)"
+        came = f"{int(wrong.sum())} other tokens among {len(wrong)}"
+        fail("PPOTrainer.collect", kind, must, came)
     known = torch.tensor([*trainer.tokenizer.get_vocab().values()])
     share = float((~torch.isin(responses.ids[rollout.mask].cpu(), known)).float().mean())
     if share > 0.1:

@@ -232,9 +232,13 @@ def with_start(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
     A chat template may have written it already. What a tokenizer appends (an end of text, or
     BERT's [SEP]) is left out: the text goes on.
     """
-    probe = max(texts, key=len) + "a"  # not empty, whatever the tokenizer drops
-    bare, whole = (tokenizer(probe, add_special_tokens=x)["input_ids"] for x in (False, True))
-    n = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    longest = max(texts, key=len)  # if this is empty, all are
+    bare, whole = (tokenizer(longest, add_special_tokens=x)["input_ids"] for x in (False, True))
+    n = (
+        next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        if bare
+        else len(whole)
+    )
     for first in range(0, len(texts), 1000):
         part = tokenizer(list(texts[first : first + 1000]), add_special_tokens=False)
         for row in part["input_ids"]:

@@ -98,6 +98,7 @@ def test_an_end_that_the_tokenizer_appends_is_left_out_of_a_prompt():
     assert behind("a b")["input_ids"] == [2, 3, 0]
     assert rows_of(behind, ["a b", "c"]) == [[2, 3], [4]]
     around = templated("<s> $A </s>", "<s>", "</s>")
+    assert rows_of(templated("<s> $A", "<s>"), [""]) == [[1]]
     assert rows_of(around, ["a b", ""]) == [[1, 2, 3], [1]]  # a start alone is a prompt
 
 
