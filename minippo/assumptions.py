@@ -97,6 +97,7 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         warnings.warn(f"PPOTrainer: {share:.2%} of the sampled tokens have no text", stacklevel=3)
     gap = (rollout.log_probs - rollout.ref_log_probs).abs()
     if gap.max() > (0.01 if exact else 0.1):
-        nats = f"differ by {gap.sum(1).mean():.2g} nats per response before the first step"
-        why = "a policy trained before may; in a first run, the reference or the adapter's start"
-        warnings.warn(f"PPOTrainer: policy and reference {nats}: {why} is wrong", stacklevel=3)
+        nats = f"policy and reference differ by {gap.sum(1).mean():.2g} nats per response"
+        why = "as they may after training; if there was none, the reference is another model, or "
+        why += "the adapter does not begin at zero (PiSSA)"
+        warnings.warn(f"PPOTrainer: before the first step, {nats}, {why}", stacklevel=3)

@@ -263,7 +263,7 @@ def test_a_policy_without_an_adapter_needs_a_reference():
 
 
 @peft_asks
-def test_what_an_adapter_saves_of_the_model_is_switched_off_with_it(tmp_path):
+def test_a_module_that_an_adapter_saves_whole_is_switched_off_with_it(tmp_path):
     pytest.importorskip("peft")
     lora = {"r": 2, "modules_to_save": ["ln_f"], "use_dora": True}
     policy, tokenizer = load_policy(tiny.save(tmp_path), lora=lora)
@@ -329,7 +329,7 @@ def silent(token):
     return replaced(forward, tiny.shallow())
 
 
-@pytest.mark.filterwarnings("ignore:PPOTrainer. policy and reference differ by inf")
+@pytest.mark.filterwarnings("ignore:.*policy and reference differ by inf")
 @pytest.mark.parametrize("price", [{"kl_coef": 0.1}, {"kl_coef": 0.0, "kl_loss_coef": 0.1}])
 def test_a_kl_that_is_infinite_is_named_by_row_token_and_reference(price):
     token = int(tiny.trainer(score=tiny.spread).collect(PROMPTS).responses.ids[3, 0])
