@@ -74,8 +74,7 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         (evaluate(policy, padded)[0][:, :n], "give the same logits with and without left padding"),
         (evaluate(policy, alone, end_value=False)[0], "be causal: no later token moves a logit"),
     ):
-        close = torch.isclose(logits, other, rtol=0, atol=off).all(-1)
-        if (~close).float().mean() > few:
+        if (~torch.isclose(logits, other, rtol=0, atol=off).all(-1)).float().mean() > few:
             fail("PPOTrainer.collect", kind, must, f"a difference above {off:.2g}")
     wrong, off = torch.zeros(0, dtype=torch.bool), 1e-3 if exact else 0.1
     for row in order[:: -(-len(order) // ROWS)]:
@@ -86,8 +85,7 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         wrong = torch.cat([wrong, (ids < low) | (ids > high)])
     if wrong.float().mean() > few:
         must = "sample what `evaluate` measures (does a cache of keys and values suit it?)"
-        came = f"{int(wrong.sum())} other tokens among {len(wrong)}"
-        fail("PPOTrainer.collect", kind, must, came)
+        fail("PPOTrainer.collect", kind, must, f"{int(wrong.sum())} others of {len(wrong)} tokens")
     known = torch.tensor([*trainer.tokenizer.get_vocab().values()])
     share = float((~torch.isin(responses.ids[rollout.mask].cpu(), known)).float().mean())
     if share > 0.1:
@@ -97,7 +95,8 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         warnings.warn(f"PPOTrainer: {share:.2%} of the sampled tokens have no text", stacklevel=3)
     gap = (rollout.log_probs - rollout.ref_log_probs).abs()
     if gap.max() > (0.01 if exact else 0.1):
-        nats = f"policy and reference differ by {gap.sum(1).mean():.2g} nats per response"
-        why = "as they may after training; if there was none, the reference is another model, or "
-        why += "the adapter does not begin at zero (PiSSA)"
-        warnings.warn(f"PPOTrainer: before the first step, {nats}, {why}", stacklevel=3)
+        said = (
+            f"policy and reference differ by {gap.sum(1).mean():.2g} nats per response before the"
+        )
+        said += " first step: one was trained, or is another model, or the adapter is not 0 (PiSSA)"
+        warnings.warn(f"PPOTrainer: {said}", stacklevel=3)

@@ -233,18 +233,14 @@ def with_start(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
     BERT's [SEP]) is left out: the text goes on.
     """
     longest = max(texts, key=len)  # if this is empty, all are
-    bare, whole = (tokenizer(longest, add_special_tokens=x)["input_ids"] for x in (False, True))
-    n = (
-        next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-        if bare
-        else len(whole)
-    )
+    bare, full = (tokenizer(longest, add_special_tokens=x)["input_ids"] for x in (False, True))
+    n = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare) if bare else len(full)
     for first in range(0, len(texts), 1000):
         part = tokenizer(list(texts[first : first + 1000]), add_special_tokens=False)
         for row in part["input_ids"]:
-            while n and row[:n] == whole[:n]:
+            while n and row[:n] == full[:n]:
                 row = row[n:]
-            yield whole[:n] + row
+            yield full[:n] + row
 
 
 def encode(

@@ -124,8 +124,8 @@ def _cache_name(model: Any) -> str:
     for name in ("cache", "past_key_values"):
         if name in signature(own.forward).parameters:
             return name
-    must = "take a cache of keys and values (past_key_values), or it would read each token alone"
-    fail("generate", "the policy", must, f"a {type(own).__name__}, which takes none")
+    must = "take a cache of keys and values (past_key_values)"
+    fail("generate", "the policy", must, f"a {type(own).__name__}")
 
 
 def own_model(model: Any) -> Any:

@@ -142,7 +142,7 @@ def forgetful(own, inputs):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_sampler_that_disagrees_with_evaluate_is_an_error(precision):
     must = (
-        r"a GPT2LMHeadModel must sample what `evaluate` measures .*, got \d+ other tokens among \d+"
+        r"a GPT2LMHeadModel must sample what `evaluate` measures .*, got \d+ others of \d+ tokens"
     )
     with pytest.raises(ValueError, match=rf"^PPOTrainer\.collect: {must}\.$"):
         collected(replaced(forgetful), mixed_precision=precision)

@@ -392,7 +392,7 @@ def test_the_cache_goes_to_the_argument_that_the_model_has_for_it(name, adapted)
 def test_a_model_that_takes_no_cache_of_keys_and_values_is_refused(kind, config):
     """It swallowed the cache's name, and read each token of a response on its own."""
     model = kind(config(vocab_size=12, hidden_size=8, num_hidden_layers=2))
-    with refuses("generate: the policy", f"a {kind.__name__}, which takes none"):
+    with refuses("generate: the policy", f"a {kind.__name__}"):
         sample(PolicyWithValue(model).eval())
 
 

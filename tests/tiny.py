@@ -131,7 +131,7 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 # Where a test trains against another model on purpose.
-another_reference = pytest.mark.filterwarnings("ignore:PPOTrainer. before the first step")
+another_reference = pytest.mark.filterwarnings("ignore:PPOTrainer. policy and reference differ")
 
 
 def spread(responses: Responses) -> Tensor:
