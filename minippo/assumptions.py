@@ -95,8 +95,6 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         warnings.warn(f"PPOTrainer: {share:.2%} of the sampled tokens have no text", stacklevel=3)
     gap = (rollout.log_probs - rollout.ref_log_probs).abs()
     if gap.max() > (0.01 if exact else 0.1):
-        said = (
-            f"policy and reference differ by {gap.sum(1).mean():.2g} nats per response before the"
-        )
-        said += " first step: one was trained, or is another model, or the adapter is not 0 (PiSSA)"
-        warnings.warn(f"PPOTrainer: {said}", stacklevel=3)
+        nats = f"policy and reference differ by {gap.sum(1).mean():.2g} nats per response at step 0"
+        why = "one was trained, or is another model, or the adapter does not begin at 0 (PiSSA)"
+        warnings.warn(f"PPOTrainer: {nats}: {why}", stacklevel=3)

@@ -108,6 +108,7 @@ def test_a_prompt_that_already_has_its_start_gets_no_second_one():
     assert rows_of(starting, ["<s> a b", "a b", "<s> <s> a", "a <s> b"]) == [
         [1, 2, 3], [1, 2, 3], [1, 2], [1, 2, 1, 3],
     ]  # fmt: skip
+    assert rows_of(starting, ["a", "<s>"]) == [[1, 2], [1]]
     its_end = templated("</s> $A", "</s>")  # one token for both, as OPT has it
     assert rows_of(its_end, ["</s> a", "a", "</s>", ""]) == [[0, 2], [0, 2], [0], [0]]
 
