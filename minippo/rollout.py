@@ -129,7 +129,8 @@ def _cache_name(model: Any) -> str:
 
 
 def own_model(model: Any) -> Any:
-    """The language model itself, under an adapter too."""
+    """The language model itself, under torch.compile or an adapter."""
+    model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
