@@ -404,6 +404,7 @@ def test_a_model_that_takes_no_cache_of_keys_and_values_is_refused(kind, config)
         sample(PolicyWithValue(model).eval())
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own
 def test_the_cache_of_a_compiled_model_is_that_of_the_model():
     # Its own forward takes anything; nothing is compiled before the first call.
     assert _cache_name(torch.compile(tiny.language_model())) in ("cache", "past_key_values")
