@@ -202,3 +202,8 @@ def check_tokens(caller: str, tokens: Tensor, vocab: int) -> None:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= vocab:
             fail(caller, "tokens", f"lie in [0, {vocab - 1}]", low if low < 0 else high)
+
+
+def varies(least: Tensor, most: Tensor) -> Tensor:
+    """Whether numbers in [least, most] differ by more than rounding."""
+    return most - least > 4 * torch.finfo(most.dtype).eps * torch.maximum(least.abs(), most.abs())

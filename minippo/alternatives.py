@@ -5,9 +5,8 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
-from minippo._validate import check_number, checked, fail
+from minippo._validate import check_number, checked, fail, varies
 from minippo.losses import bradley_terry_loss
-from minippo.masking import varies
 
 
 @checked

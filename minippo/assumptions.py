@@ -67,6 +67,7 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
     weights = [p for m in (policy, trainer.reference or policy) for p in m.parameters()]
     exact = all(p.device.type == "cpu" and p.itemsize >= 4 for p in weights)  # GPUs round to TF32
     exact = exact and trainer.config.mixed_precision == "no"
+    few = 0 if exact else 0.1  # what rounding may do: another expert is asked
     order = responses.prompt_mask.sum(1).argsort(stable=True).tolist()
     padded = responses[order[0] : order[0] + 1]  # the shortest prompt
     alone, n = padded.trim(), int(padded.mask.sum())
@@ -76,16 +77,18 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         (evaluate(policy, padded)[0][:, :n], "give the same logits with and without left padding"),
         (evaluate(policy, alone, end_value=False)[0], "be causal: no later token moves a logit"),
     ):
-        if not torch.isclose(logits, other, rtol=0, atol=off).all():
+        if (~torch.isclose(logits, other, rtol=0, atol=off).all(-1)).float().mean() > few:
             fail("PPOTrainer.collect", kind, must, f"a difference above {off:.2g}")
+    wrong, off = torch.zeros(0, dtype=torch.bool), 1e-3 if exact else 0.1
     for row in order[:: -(-len(order) // ROWS)]:
         one, n = responses[row : row + 1], int(responses.mask[row].sum())
-        logits = evaluate(policy, one)[0][0, :n].float() / trainer.config.temperature
-        u, off = uniforms[row, :n].to(logits.device), 1e-3 if exact else 0.1
+        logits = evaluate(policy, one)[0][0, :n].float().cpu() / trainer.config.temperature
+        ids, u = one.ids[0, :n].cpu(), uniforms[row, :n]
         low, high = (_inverse_cdf(logits, (u + x).clamp(0, 1 - 2**-24)) for x in (-off, off))
-        if wrong := int(((one.ids[0, :n] < low) | (one.ids[0, :n] > high)).sum()):
-            must = "sample what `evaluate` measures (does a cache of keys and values suit it?)"
-            fail("PPOTrainer.collect", kind, must, f"{wrong} other tokens of {n} in row {row}")
+        wrong = torch.cat([wrong, (ids < low) | (ids > high)])
+    if wrong.float().mean() > few:
+        must = "sample what `evaluate` measures (does a cache of keys and values suit it?)"
+        fail("PPOTrainer.collect", kind, must, f"{int(wrong.sum())} others of {len(wrong)} tokens")
     known = torch.tensor([*trainer.tokenizer.get_vocab().values()])
     share = float((~torch.isin(responses.ids[rollout.mask].cpu(), known)).float().mean())
     if share > 0.1:
@@ -95,9 +98,9 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
         warnings.warn(f"PPOTrainer: {share:.2%} of the sampled tokens have no text", stacklevel=3)
     gap = (rollout.log_probs - rollout.ref_log_probs).abs()
     if gap.max() > (0.01 if exact else 0.1):
-        nats = f"differ by {gap.sum(1).mean():.2g} nats per response before the first step"
-        why = "a policy trained before may; in a first run, the reference or the adapter's start"
-        warnings.warn(f"PPOTrainer: policy and reference {nats}: {why} is wrong", stacklevel=3)
+        nats = f"policy and reference differ by {gap.sum(1).mean():.2g} nats per response at step 0"
+        why = "one was trained, or is another model, or the adapter does not begin at 0 (PiSSA)"
+        warnings.warn(f"PPOTrainer: {nats}: {why}", stacklevel=3)
 
 
 def check_first_update(trainer: Any, rollout: Rollout, stats: Stats) -> None:

@@ -141,8 +141,7 @@ def resume(trainer: Any, folder: Path) -> None:
     sizes = {f"parameter.{name}": p.shape for name, p in learning.items()}
     saved = {name: x.shape for name, x in tensors.items() if name.startswith("parameter.")}
     if differing := sizes.items() ^ saved.items():
-        must = "learn the checkpoint's weights, in number and size"
-        fail("PPOTrainer.resume", "policy", must, f"a difference in {min(differing)[0]}")
+        fail("PPOTrainer.resume", "policy", "learn the checkpoint's weights", min(differing)[0])
     for name, p in learning.items():
         p.copy_(tensors[f"parameter.{name}"])
         if f"exp_avg.{name}" in tensors:

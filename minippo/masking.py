@@ -4,9 +4,9 @@
 """
 
 from jaxtyping import Bool, Float
-from torch import Tensor, finfo, inf, maximum, where
+from torch import Tensor, inf, where
 
-from minippo._validate import check_mask, check_response_mask, checked
+from minippo._validate import check_mask, check_response_mask, checked, varies
 
 
 @checked
@@ -78,8 +78,3 @@ def whiten(
     scale = scale * varies(where(mask, x, inf).min(), where(mask, x, -inf).max())
     white = (x - mean) * scale + (mean if keep_mean else 0.0)
     return where(mask, where(mask.sum() == 1, x, white), 0.0)
-
-
-def varies(least: Tensor, most: Tensor) -> Tensor:
-    """Whether numbers in [least, most] differ by more than rounding."""
-    return most - least > 4 * finfo(most.dtype).eps * maximum(least.abs(), most.abs())

@@ -1,7 +1,8 @@
 """The networks: a language model with a value head, and a reward model.
 
-Any causal language model of transformers works. Dropout is switched off in both: with the 0.1 of
-GPT-2's configuration, the ratio would differ from 1 before anything was learned.
+Any causal language model of transformers with a cache of keys and values works. Dropout is switched
+off in both: with the 0.1 of GPT-2's configuration, the ratio would differ from 1 before anything
+was learned.
 """
 
 import copy

@@ -118,12 +118,13 @@ def _cache_name(model: Any) -> str:
     for name in ("cache", "past_key_values"):
         if name in signature(own.forward).parameters:
             return name
-    must = "take a cache of keys and values (past_key_values), or it would read each token alone"
-    fail("generate", "the policy", must, f"a {type(own).__name__}, which takes none")
+    must = "take a cache of keys and values (past_key_values)"
+    fail("generate", "the policy", must, f"a {type(own).__name__}")
 
 
 def own_model(model: Any) -> Any:
-    """The language model itself, under an adapter too."""
+    """The language model itself, under torch.compile or an adapter."""
+    model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -61,7 +61,7 @@ def learning_weights(caller: str, model: nn.Module) -> list[nn.Parameter]:
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, p in learning.items():
         if p.itemsize < 4:
-            must = 'learn in float32 (mixed_precision="bf16" computes in half precision)'
+            must = "learn in float32 (for speed: mixed_precision)"
             fail(caller, "the model", must, f"{p.dtype} for {name}")
     return [*learning.values()]
 

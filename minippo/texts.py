@@ -87,15 +87,15 @@ def with_start(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
     A chat template may have written it already. What a tokenizer appends (an end of text, or
     BERT's [SEP]) is left out: the text goes on.
     """
-    probe = max(texts, key=len) + "a"  # not empty, whatever the tokenizer drops
-    bare, whole = (tokenizer(probe, add_special_tokens=x)["input_ids"] for x in (False, True))
-    n = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    longest = tokenizer(max(texts, key=len), return_special_tokens_mask=True)
+    n = [*longest["special_tokens_mask"], 0].index(0)  # how many come before the text's own
+    start = longest["input_ids"][:n]
     for first in range(0, len(texts), 1000):
         part = tokenizer(list(texts[first : first + 1000]), add_special_tokens=False)
         for row in part["input_ids"]:
-            while n and row[:n] == whole[:n]:
+            while n and row[:n] == start:
                 row = row[n:]
-            yield whole[:n] + row
+            yield start + row
 
 
 def encode(

@@ -110,8 +110,16 @@ def test_the_edges_of_the_fields_ranges_are_allowed(edge):
         ({"rollout_size": 8, "minibatch_size": 9}, "minibatch_size", "9"),
         ({"ratio_level": "sequence"}, "advantage_level", "'token'"),
         (SEQUENCE | {"loss_mean": "tokens"}, "loss_mean", "'tokens'"),
-        ({"advantage_level": "sequence", "lam_critic": 0.0}, "lam_critic", "(0.0, None)"),
-        ({"advantage_level": "sequence", "lam_alpha": 1.0}, "lam_critic and lam_alpha", "1.0"),
+        (
+            {"advantage_level": "sequence", "lam_critic": 0.0},
+            "lam_critic and lam_alpha",
+            "(0.0, None)",
+        ),
+        (
+            {"advantage_level": "sequence", "lam_alpha": 1.0},
+            "lam_critic and lam_alpha",
+            "(None, 1.0)",
+        ),
         ({"policy_loss": "penalty", "dual_clip": 3.0}, "dual_clip", "3.0"),
         ({"kl_target": 6.0, "kl_coef": 0.0}, "kl_coef or kl_loss_coef", "0"),
         ({"kl_target": 6.0, "rollout_size": 500, "kl_horizon": 100}, "kl_horizon", "100"),

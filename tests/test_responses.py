@@ -98,6 +98,7 @@ def test_an_end_that_the_tokenizer_appends_is_left_out_of_a_prompt():
     assert behind("a b")["input_ids"] == [2, 3, 0]
     assert rows_of(behind, ["a b", "c"]) == [[2, 3], [4]]
     around = templated("<s> $A </s>", "<s>", "</s>")
+    assert rows_of(templated("<s> $A", "<s>"), [""]) == [[1]]
     assert rows_of(around, ["a b", ""]) == [[1, 2, 3], [1]]  # a start alone is a prompt
 
 
@@ -107,6 +108,7 @@ def test_a_prompt_that_already_has_its_start_gets_no_second_one():
     assert rows_of(starting, ["<s> a b", "a b", "<s> <s> a", "a <s> b"]) == [
         [1, 2, 3], [1, 2, 3], [1, 2], [1, 2, 1, 3],
     ]  # fmt: skip
+    assert rows_of(starting, ["a", "<s>"]) == [[1, 2], [1]]
     its_end = templated("</s> $A", "</s>")  # one token for both, as OPT has it
     assert rows_of(its_end, ["</s> a", "a", "</s>", ""]) == [[0, 2], [0, 2], [0], [0]]
 

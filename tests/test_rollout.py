@@ -12,7 +12,15 @@ from transformers import DynamicCache, MambaConfig, MambaForCausalLM, RwkvConfig
 from minippo import token_log_probs
 from minippo.checks import definitions as slow
 from minippo.models import PolicyWithValue, frozen_copy
-from minippo.rollout import Responses, _inverse_cdf, encode, encode_prompts, evaluate, generate
+from minippo.rollout import (
+    Responses,
+    _cache_name,
+    _inverse_cdf,
+    encode,
+    encode_prompts,
+    evaluate,
+    generate,
+)
 from tests import tiny
 from tests.shapes import refuses
 
@@ -392,8 +400,14 @@ def test_the_cache_goes_to_the_argument_that_the_model_has_for_it(name, adapted)
 def test_a_model_that_takes_no_cache_of_keys_and_values_is_refused(kind, config):
     """It swallowed the cache's name, and read each token of a response on its own."""
     model = kind(config(vocab_size=12, hidden_size=8, num_hidden_layers=2))
-    with refuses("generate: the policy", f"a {kind.__name__}, which takes none"):
+    with refuses("generate: the policy", f"a {kind.__name__}"):
         sample(PolicyWithValue(model).eval())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own
+def test_the_cache_of_a_compiled_model_is_that_of_the_model():
+    # Its own forward takes anything; nothing is compiled before the first call.
+    assert _cache_name(torch.compile(tiny.language_model())) in ("cache", "past_key_values")
 
 
 def bent(by):

@@ -22,6 +22,7 @@ TEXTBOOK = {
     for name, value in dataclasses.asdict(PPOConfig.textbook()).items()
     if value != getattr(PPOConfig(), name)
 }
+pytestmark = tiny.too_fast
 SWITCHES = {
     "the defaults": {},
     "sequence advantages": SEQUENCE,
@@ -46,7 +47,6 @@ SWITCHES = {
     "a dual clip": {"dual_clip": 1.5},
     "means of responses": {"loss_mean": "responses"},
     "a constant mean, sequence ratios": BANDIT | {"loss_mean": "constant"},
-    "a warm-up of the head": {"critic_warmup": 2},
     "a penalty for a missing end": {"missing_eos_penalty": 1.0},
     "a reference renewed now and then": {"reference_update_every": 2},
     "an adaptive KL": {"kl_target": 1.0, "kl_horizon": 20},

@@ -130,6 +130,8 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: x.detach().clone() for name, x in module.state_dict().items()}
 
 
+# Where a test moves so far on purpose that a user would be warned.
+too_fast = pytest.mark.filterwarnings("ignore:PPOTrainer. the first update")
 # Where a test trains against another model on purpose.
 another_reference = pytest.mark.filterwarnings("ignore:PPOTrainer. policy and reference differ")
 

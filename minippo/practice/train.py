@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from minippo._validate import fail
+from minippo.assumptions import check_run
 from minippo.checkpoint import is_checkpoint
 from minippo.data import load_prompts
 from minippo.models import frozen_copy, load_policy
@@ -94,6 +95,7 @@ def train(options: TrainArguments, config: PPOConfig) -> int:
     )
     if options.resume:
         trainer.resume(folder)
+    check_run(trainer, prompts, options.n_steps)  # a refused run leaves no folder behind
     trainer.save(folder)  # before the first step, so that an unwritable folder fails now
     with _Stopper() as stopper:
         trainer.callbacks += [_saver(folder, options.save_every), _reporter, stopper]

@@ -124,7 +124,8 @@ class Check:
         order = sorted(range(len(cases)), key=lambda i: failures[i] is None)
         for mistakes in self.flawed.combinations():
             version = self.flawed.version([mistake.name for mistake in mistakes])
-            if not all(alike(seen[i], self.observe(version, cases[i]), cases[i]) for i in order):
+            observed = ((i, self.observe(version, cases[i])) for i in order)
+            if not all(alike(seen[i], x, cases[i], self.slopes) for i, x in observed):
                 continue
             # A mistake that no case exercises, e.g. in an omitted keyword, explains nothing.
             first = cases[order[0]]

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor, maximum, minimum, where
 from torch.nn.functional import softplus
 
-from minippo.checks.mistakes import flawed
+from minippo.checks.mistakes import ATTACHED, flawed
 from minippo.checks.mistakes.log_probs import CUT, HALF, _cut, _wide
 
 OBJECTIVE = "sign turned"
-ATTACHED = "data not detached"
 
 
 def _data(x: Tensor, flags: frozenset[str]) -> Tensor:
@@ -206,17 +205,10 @@ def value_loss(
     return _cut(-loss if "sign turned" in flags else loss, flags)
 
 
-@flawed(
-    OBJECTIVE,
-    "advantages not detached",
-    "probability instead of its logarithm",
-    "advantage forgotten",
-    CUT,
-)
+@flawed(OBJECTIVE, ATTACHED, "probability instead of its logarithm", "advantage forgotten", CUT)
 def reinforce_loss(flags: frozenset[str], log_probs: Tensor, advantages: Tensor) -> Tensor:
     """-A * log p, with A constant."""
-    if "advantages not detached" not in flags:
-        advantages = advantages.detach()
+    advantages = _data(advantages, flags)
     if "advantage forgotten" in flags:
         advantages = torch.ones_like(advantages)
     p = log_probs.exp() if "probability instead of its logarithm" in flags else log_probs
