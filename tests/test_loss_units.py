@@ -1,4 +1,4 @@
-"""The units of c2, c3 and beta, and what k2 in the loss is blind to: exact, in the listed world."""
+"""The units of c2, c3 and beta, and whose gradients the KLs have: exact, in the listed world."""
 
 from dataclasses import replace
 
@@ -40,6 +40,19 @@ def loss(listed, config, advantages, **options):
     policy, reference, batch = listed
     returns = torch.zeros_like(advantages)  # weight 0: what is told apart is the rest
     return ppo_loss(policy, batch, advantages, returns, config, reference=reference, **options)[0]
+
+
+def expected(listed, probs, config, **coefs):
+    """The gradient that sampling with these probabilities has in expectation; advantages are 0."""
+    policy, reference, batch = listed
+    alone, zero = {"n_tokens": 1, "n_responses": 1}, torch.zeros(1)
+    rows = [(policy, reference, batch[i : i + 1]) for i in range(len(batch))]
+    losses = [loss(row, config, zero, **alone, **coefs) for row in rows]
+    return gradient(policy, probs @ torch.stack(losses))
+
+
+def relative_error(got, wanted):
+    return ((got - wanted).norm() / wanted.norm()).item()
 
 
 def slopes(listed, price, advantages=None, **changes):
@@ -103,25 +116,31 @@ def test_k2_in_the_loss_is_right_per_state_and_blind_to_later_states(listed):
     # Each token also decides which states come next, and their KL: k1 in the reward answers for
     # that, k2 in the loss does not. Gradients are expectations over the list.
     policy, reference, batch = listed
-    probs, alone = batch.log_probs.sum(1).exp(), {"n_tokens": 1, "n_responses": 1}
+    probs = batch.log_probs.sum(1).exp()
     config = PPOConfig(**BARE, **SEQUENCE, whiten_advantages=False)
-
-    nothing = torch.zeros(len(batch))
-    rows = [(policy, reference, batch[i : i + 1]) for i in range(len(batch))]
-    k2 = [loss(row, config, nothing[:1], kl_loss_coef=1.0, **alone) for row in rows]
-    in_loss = gradient(policy, probs @ torch.stack(k2))
-    unpaid = replace(batch, scores=nothing, values=torch.zeros_like(batch.values))
+    in_loss = expected(listed, probs, config, kl_loss_coef=1.0)
+    zero = torch.zeros_like
+    unpaid = replace(batch, scores=zero(batch.scores), values=zero(batch.values))
     advantages = probs * assign_credit(unpaid, config, kl_coef=1.0).whitened
-    in_reward = gradient(policy, loss(listed, config, advantages, **alone))
+    in_reward = gradient(policy, loss(listed, config, advantages, n_tokens=1, n_responses=1))
 
     log_p = enumerable.log_probs(policy).flatten()
     response = gradient(policy, log_p.exp() @ (log_p - batch.ref_log_probs.sum(1)))
     new, ref = (evaluate(m, batch.responses)[0].log_softmax(-1) for m in (policy, reference))
     state = gradient(policy, probs @ ((new.exp() * (new - ref)).sum(-1) * batch.mask).sum(1))
+    assert relative_error(in_loss, state) < 1e-5
+    assert relative_error(in_reward, response) < 1e-5
+    assert 0.25 < relative_error(in_loss, response) < 0.35
 
-    def error(got, wanted):
-        return ((got - wanted).norm() / wanted.norm()).item()
 
-    assert error(in_loss, state) < 1e-5
-    assert error(in_reward, response) < 1e-5
-    assert 0.25 < error(in_loss, response) < 0.35
+@pytest.mark.parametrize("level", [SEQUENCE, BANDIT], ids=["token", "sequence"])
+def test_ppo_penaltys_kl_has_the_gradient_of_the_kl_from_old_to_new(listed, level):
+    # Of the whole response's: under the old policy, which sampled, no state depends on the new.
+    _, moved, batch = listed
+    moved.requires_grad_(True)
+    probs = batch.log_probs.sum(1).exp()
+    config = PPOConfig(**BARE, **level, policy_loss="penalty")
+    got = expected((moved, None, batch), probs, config, penalty_coef=1.0)
+    log_p = enumerable.log_probs(moved).flatten()
+    wanted = gradient(moved, probs @ (batch.log_probs.sum(1) - log_p))
+    assert relative_error(got, wanted) < 1e-5
