@@ -57,8 +57,8 @@ class PPOConfig:
     2025: 0.05 for thousands of tokens; for 26 tokens 0.77 is as 0.95)."""
     whiten_advantages: bool = True
     """Whiten over the whole rollout, before the epochs (lm-human-preferences: each minibatch). It
-    divides by the advantages' deviation, so c2 and c3 are in units of it; beta, in the reward, is
-    not touched."""
+    divides by the advantages' deviation, so c2 and c3 are in units of it (beta, in the reward, is
+    not touched), and once all scores are alike, the KL's price and V's error are scaled to 1."""
     missing_eos_penalty: float = bounded(0.0)
     """Subtracted from the score of a truncated response (TRL)."""
 

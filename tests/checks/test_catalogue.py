@@ -173,9 +173,9 @@ def test_other_right_implementations_pass(name, function):
 def test_the_idea_comes_before_what_is_data():
     """A leak is named once the rest is right; before, the mistake itself is."""
     leaky = checks.value_loss(lambda values, returns: 0.5 * (values - returns) ** 2)
-    assert leaky.headline == "value_loss: not yet: data not detached."
+    assert leaky.headline == "not yet: data not detached."
     both = checks.value_loss(lambda values, returns: (values - returns) ** 2)
-    assert both.headline == "value_loss: not yet: half forgotten."
+    assert both.headline == "not yet: half forgotten."
 
 
 # ---- wrong as people are wrong ---------------------------------------------------------------
