@@ -66,9 +66,8 @@ def upcast(x: Any) -> Any:
 
 def _is_plain(value: object, annotation: Any) -> bool:
     """True for None or a number where an annotation allows it instead of a tensor."""
-    choices = typing.get_args(annotation)
-    number = float in choices and isinstance(value, int | float)
-    return number or (value is None and NoneType in choices)
+    kind = NoneType if value is None else float if isinstance(value, int | float) else type(value)
+    return kind in typing.get_args(annotation)
 
 
 def _tensor_specs(annotation: Any) -> list[Any]:
@@ -164,9 +163,8 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
     >>> alternatives(Literal["a", "b"] | None)
     ('a', 'b', <class 'NoneType'>)
     """
-    if not (parts := typing.get_args(kind)):
-        return (kind,)
-    if typing.get_origin(kind) is Literal:
+    parts = typing.get_args(kind) or (kind,)
+    if typing.get_origin(kind) is Literal or parts == (kind,):
         return parts
     return tuple(choice for part in parts for choice in alternatives(part))
 

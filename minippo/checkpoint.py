@@ -168,11 +168,8 @@ def reference_hash(trainer: Any) -> str:
 
 def _config(trainer: Any) -> State:
     """The configuration, with that of adapters but for where they lie and who wrote them."""
-    config, found = (
-        asdict(trainer.config),
-        getattr(trainer.policy.language_model, "peft_config", {}),
-    )
-    for name, adapter in found.items():
+    config = asdict(trainer.config)
+    for name, adapter in getattr(trainer.policy.language_model, "peft_config", {}).items():
         config |= {f"{name}.{k}": x for k, x in adapter.to_dict().items() if k not in ELSEWHERE}
     return json.loads(json.dumps(config, default=lambda x: sorted(x) if type(x) is set else str(x)))
 

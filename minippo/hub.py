@@ -104,11 +104,9 @@ def _warn_of_other_ends(caller: str, model: Any, tokenizer: Any) -> None:
     ends = getattr(model.generation_config, "eos_token_id", None)
     if others := {*(ends if isinstance(ends, list) else [ends])} - {None, tokenizer.eos_token_id}:
         names = tokenizer.convert_ids_to_tokens(sorted(others))
-        warnings.warn(
-            f"{caller}: by its generation_config, the model also ends a text with {names}; here "
-            f"only the tokenizer's {tokenizer.eos_token!r} ends a response",
-            stacklevel=5,
-        )
+        also = f"{caller}: by its generation_config, the model also ends a text with {names}"
+        only = f"here only the tokenizer's {tokenizer.eos_token!r} ends a response"
+        warnings.warn(f"{also}; {only}", stacklevel=5)
 
 
 @contextmanager

@@ -197,8 +197,8 @@ class PPOConfig:
     @property
     def clip_band(self) -> ClipRange:
         """(low, high) of the clip: epsilon below 1 and above 1."""
-        high = self.clip_range if self.clip_range_high is None else self.clip_range_high
-        return self.clip_range, high
+        low, high = self.clip_range, self.clip_range_high
+        return low, low if high is None else high
 
     @classmethod
     def textbook(cls, **changes: object) -> "PPOConfig":

@@ -7,7 +7,7 @@ ids.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -70,13 +70,8 @@ class Responses:
         """Drop the columns that are padding in every row. Changes no row's results."""
         prompt, time = int(self.prompt_mask.sum(1).max()), int(self.mask.sum(1).max())
         start = self.prompt_ids.shape[1] - prompt
-        return replace(
-            self,
-            prompt_ids=self.prompt_ids[:, start:],
-            prompt_mask=self.prompt_mask[:, start:],
-            ids=self.ids[:, :time],
-            mask=self.mask[:, :time],
-        )
+        ids, mask = self.prompt_ids[:, start:], self.prompt_mask[:, start:]
+        return Responses(ids, mask, self.ids[:, :time], self.mask[:, :time], self.columns)
 
     def by_length(self, size: int | None) -> tuple[Tensor, ...]:
         """Row numbers, `size` at a time, shorter responses first.
@@ -130,9 +125,8 @@ class Rollout:
     @property
     def total_scores(self) -> Float[Tensor, " batch"]:
         """One score per response; token-level scores are summed over real tokens."""
-        if self.scores.dim() == 1:
-            return self.scores
-        return torch.where(self.mask, self.scores, 0.0).sum(1)
+        one = self.scores.dim() == 1
+        return self.scores if one else torch.where(self.mask, self.scores, 0.0).sum(1)
 
     def __len__(self) -> int:
         return len(self.responses)

@@ -150,18 +150,16 @@ class PPOTrainer:
         if self._log_with is not None:
             self.accelerator.init_trackers("minippo", config=asdict(self.config))
         silent = not (progress and self.accelerator.is_main_process)
-        bar = progress_bar(total=n_steps, initial=len(self.history), desc="PPO", silent=silent)
-        with bar:
-            self._stop = False
+        self._stop, done = False, len(self.history)
+        with progress_bar(total=n_steps, initial=done, desc="PPO", silent=silent) as bar:
             while len(self.history) < n_steps and not self._stop:
                 stats = self.step(_batch(prompts, len(self.history), self.config))
                 self.accelerator.log(stats, step=len(self.history))
                 shown = ("score", "kl", "entropy", "clip_fraction", "value_loss")
                 bar.set_postfix({name: f"{stats[name]:.3g}" for name in shown}, refresh=False)
                 bar.update()
-        if self._log_with is not None:
-            for one in self.accelerator.trackers:  # end_training would end the process group
-                one.finish()
+        for one in self.accelerator.trackers:  # end_training would end the process group
+            one.finish()
         return self.history
 
     def step(self, prompts: Sequence[Prompt]) -> Stats:
@@ -343,12 +341,12 @@ class PPOTrainer:
         k3 is unbiased and quiet, but one rare token that became common would decide its mean.
         """
         size = self.config.micro_batch_size or self.config.minibatch_size
-        new = []
-        for start in range(0, len(rollout), size):
-            responses = rollout.responses[start : start + size]
-            with self.autocast():
-                logits = evaluate(self.policy, responses)[0]
-            new.append(token_log_probs(logits, responses.ids, temperature=self.config.temperature))
+        parts = (rollout.responses[i : i + size] for i in range(0, len(rollout), size))
+        t = self.config.temperature
+        with self.autocast():
+            new = [
+                token_log_probs(evaluate(self.policy, r)[0], r.ids, temperature=t) for r in parts
+            ]
         capped = torch.minimum(torch.cat(new), rollout.log_probs + log(10))
         return float(masked_mean(kl_k3(rollout.log_probs, capped), rollout.mask))
 

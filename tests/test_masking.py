@@ -133,7 +133,7 @@ def test_equal_numbers_give_zero_or_their_mean(value, dtype):
     assert_close(kept, torch.where(mask, x, 0.0))
 
 
-def test_what_differs_by_rounding_alone_does_not_vary():
+def test_a_difference_by_rounding_alone_is_none():
     # .1 + .2 is not .3 in float64, and 3 * .1 is: the difference is one unit in the last place.
     x = tensor([[0.1 + 0.2, 0.3, 3 * 0.1, 0.3]], dtype=torch.float64)
     assert x.max() > x.min()

@@ -58,7 +58,7 @@ def phrases_in(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_whoever_is_named_has_a_source(path):
+def test_a_project_that_is_named_has_a_source(path):
     if path.relative_to(ROOT).as_posix() not in DATA["measured"]:
         assert unpinned(text(path), phrases_in(path)) == []
 
