@@ -108,7 +108,7 @@ def test_the_measurements_change_no_number_and_draw_none(monkeypatch):
     with_it, without = (tiny.trainer(score=tiny.spread) for _ in range(2))
     torch.manual_seed(5)
     first, state = with_it.collect(PROMPTS), torch.get_rng_state()
-    monkeypatch.setattr("minippo.trainer.check_first_rollout", lambda *_: None)
+    monkeypatch.setattr("minippo.assumptions.check_first_rollout", lambda *_: None)
     torch.manual_seed(5)
     second = without.collect(PROMPTS)
     assert torch.equal(state, torch.get_rng_state())
@@ -119,7 +119,7 @@ def test_the_measurements_change_no_number_and_draw_none(monkeypatch):
 
 def test_the_first_rollout_alone_is_measured_and_none_after_a_resume(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("minippo.trainer.check_first_rollout", lambda *_: seen.append(1))
+    monkeypatch.setattr("minippo.assumptions.check_first_rollout", lambda *_: seen.append(1))
     trainer = tiny.run(2)
     trainer.save(tmp_path / "run")
     assert seen == [1]
@@ -342,3 +342,52 @@ def test_a_kl_that_is_infinite_is_named_by_row_token_and_reference(price):
     said = f"the KL of row {row} is inf at token {t}, whose log-prob under the reference is -inf"
     with pytest.raises(FloatingPointError, match=said):
         trainer.collect(PROMPTS)
+
+
+# ---- the first update
+
+
+def first_update(**changes):
+    return tiny.trainer(score=tiny.spread, rollout_size=6, **changes)
+
+
+def test_a_first_update_that_moves_the_policy_far_is_one_warning_with_what_to_turn():
+    trainer = first_update(learning_rate=0.05, clip_range=1.0, clip_range_high=99.0)
+    with pytest.warns(
+        UserWarning, match=r"moved the policy by [\d.]+ nats .*learning_rate \(0.05\)"
+    ):
+        trainer.step(PROMPTS)
+    trainer.step(PROMPTS)  # the first alone
+
+
+def test_a_first_update_whose_ratios_are_mostly_clipped_is_a_warning():
+    trainer = first_update(learning_rate=0.003, clip_range=1e-5, epochs=12)
+    with pytest.warns(UserWarning, match=r"clipped [5-9]\d% of its ratios"):
+        trainer.step(PROMPTS)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_first_ratio_that_is_not_one_is_a_warning(precision):
+    trainer = first_update(learning_rate=1e-6, mixed_precision=precision)
+    rollout = trainer.collect(PROMPTS)
+    with torch.no_grad():
+        trainer.policy.language_model.transformer.wte.weight.mul_(1.5)
+    with pytest.warns(UserWarning, match=r"began with a ratio [\d.]+ away from 1") as seen:
+        trainer.update(rollout)
+    assert any("temperature" in str(one.message) for one in seen)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("changes", [{}, {"epochs": 4}, tiny.BANDIT], ids=str)
+def test_an_ordinary_first_update_is_taken_without_a_word(precision, changes):
+    first_update(learning_rate=1e-4, mixed_precision=precision, **changes).step(PROMPTS)
+
+
+def test_how_far_an_update_moved_is_not_decided_by_one_rare_token():
+    # 40 tokens, one of them 1e5 times likelier than before: k3 alone says 2,500 nats per token.
+    trainer = first_update(learning_rate=0.0)
+    rollout = trainer.collect(PROMPTS)
+    assert trainer.moved(rollout) == pytest.approx(0, abs=1e-6)
+    rollout.log_probs[0, 0] -= 11.5
+    n = int(rollout.mask.sum())
+    assert trainer.moved(rollout) == pytest.approx((10 - 1 - 2.302585) / n, rel=1e-3)

@@ -23,6 +23,7 @@ from tests import tiny
 from tests.shapes import refuses
 from tests.tiny import PROMPTS
 
+pytestmark = tiny.too_fast
 RUNS = {
     "plain": {},
     "several minibatches": {"rollout_size": 4, "minibatch_size": 3},

@@ -42,7 +42,7 @@ SWITCHES = {
     "sketch": {"make": PPOConfig.textbook},
     "exact": {
         "kl_estimator": "exact", "kl_loss_coef": 0.1, "kl_loss_estimator": "exact",
-        "bootstrap_truncated": True, "reference_update_every": 1,
+        "lam_alpha": 1.0, "dual_clip": 3.0, "reference_update_every": 1,
     },
 }  # fmt: skip
 

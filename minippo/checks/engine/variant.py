@@ -48,7 +48,9 @@ class Variant(Check):
         for flags, mistakes in self._candidates():
             version = self.flawed.version(flags)
             observed = ((i, self.observe(version, cases[i])) for i in order)
-            if all(alike(seen[i], x, cases[i], self.slopes) for i, x in observed):
+            if not all(alike(seen[i], x, cases[i], self.slopes) for i, x in observed):
+                continue
+            if self.explains(version, cases[order[0]]):
                 return mistakes
         return ()
 
