@@ -69,7 +69,7 @@ class Setup:
             padding_side="left",
         )
         self.eos = self.tokenizer.eos_token_id
-        lines = bz2.open(DATA / "prompts-train.jsonl.bz2", "rt", encoding="utf-8").readlines()
+        lines = bz2.decompress((DATA / "prompts-train.jsonl.bz2").read_bytes()).decode().splitlines()
         prompts = [json.loads(line)["prompt"] for line in lines]
         self.prompts = [prompts[i % len(prompts)] for i in range(case.rows)]
         if case.prompt:
