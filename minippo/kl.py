@@ -48,6 +48,8 @@ def kl_k3(
 ) -> Float[Tensor, "*shape"]:
     """(q / p - 1) - log(q / p): unbiased and never negative. In nats.
 
+    Quiet where p and q are close, but a rare token that q makes common can decide a mean.
+
     The ratio is q / p, with tokens sampled from p; inverted (trlX, rlhf-book), it estimates
     chi-squared minus KL, with heavy tails.
 
@@ -152,8 +154,8 @@ class PenaltyKL:
         coef: the initial coefficient.
         target: the desired KL(old || new) of one update, in nats per TOKEN.
 
-    Fed once per rollout, after its epochs. Source: Schulman et al. 2017, sec. 4. The coefficient
-    stays within a factor of 2^20 of the initial one.
+    Fed once per rollout, after its epochs, by `PPOTrainer.moved`. Source: Schulman et al. 2017,
+    sec. 4. The coefficient stays within a factor of 2^20 of the initial one.
 
     >>> controller = PenaltyKL(1.0, target=0.01)
     >>> controller.update(0.02, 64)

@@ -69,7 +69,8 @@ class Setup:
             padding_side="left",
         )
         self.eos = self.tokenizer.eos_token_id
-        lines = bz2.decompress((DATA / "prompts-train.jsonl.bz2").read_bytes()).decode().splitlines()
+        packed = (DATA / "prompts-train.jsonl.bz2").read_bytes()
+        lines = bz2.decompress(packed).decode().splitlines()
         prompts = [json.loads(line)["prompt"] for line in lines]
         self.prompts = [prompts[i % len(prompts)] for i in range(case.rows)]
         if case.prompt:
