@@ -33,8 +33,8 @@ add_module_names = False
 
 html_theme = "furo"
 html_title = "minippo"
-html_extra_path = ["redirect"]
-html_static_path, html_css_files = ["static"], ["site.css"]
+html_extra_path = ["index.html"]
+html_static_path, html_css_files = ["site.css"], ["site.css"]
 html_copy_source = html_show_sourcelink = False
 urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"].get(
     "urls", {}

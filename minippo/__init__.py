@@ -24,10 +24,10 @@ __all__ = [
     "AdaptiveKL", "FixedKL", "PenaltyKL", "best_of_n_kl", "bradley_terry_loss",
     "clip_is_active", "clipped_surrogate", "discounted_sum", "dpo_loss", "entropy", "exact_kl",
     "explained_variance", "gae", "group_advantages", "kl_k1", "kl_k2", "kl_k3",
-    "leave_one_out_advantages", "masked_mean", "masked_var", "monte_carlo_returns",
-    "penalty_surrogate", "probability_ratio", "reinforce_loss", "sequence_advantages",
-    "sequence_log_prob", "sft_loss", "shape_rewards", "td_errors", "token_log_probs",
-    "value_loss", "whiten",
+    "leave_one_out_advantages", "length_adaptive_lambda", "masked_mean", "masked_var",
+    "monte_carlo_returns", "penalty_surrogate", "probability_ratio", "reinforce_loss",
+    "response_mean", "sequence_advantages", "sequence_log_prob", "sft_loss", "shape_rewards",
+    "td_errors", "token_log_probs", "value_loss", "whiten",
 ]  # fmt: skip
 
 _MATHEMATICS = ("log_probs", "masking", "advantages", "losses", "kl", "alternatives")

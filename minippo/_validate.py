@@ -15,7 +15,9 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from dataclasses import field, fields
+from types import NoneType
+from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,23 +38,36 @@ def checked_at_the_door() -> Iterator[None]:
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Check each tensor of a call against the shape and dtype in the function's signature."""
+    """Check each tensor of a call against the signature; turn half precision into float32.
+
+    8 bits of mantissa are too few for a log or a mean.
+    """
     signature = inspect.signature(function)
     annotations = {name: p.annotation for name, p in signature.parameters.items()}
     specs = {name: found for name, a in annotations.items() if (found := _tensor_specs(a))}
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        if _DONE.get():
-            return function(*args, **kwargs)
         sizes: dict[str, Any] = {}  # the size of each named axis, shared by all arguments
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            optional = type(None) in typing.get_args(annotations.get(name))
-            if name in specs and not (value is None and optional):
+        named = {} if _DONE.get() else signature.bind(*args, **kwargs).arguments
+        for name, value in named.items():
+            if name in specs and not _is_plain(value, annotations[name]):
                 _check_tensor(function.__name__, name, value, specs[name], sizes)
-        return function(*args, **kwargs)
+        wide = {name: upcast(value) for name, value in kwargs.items()}
+        return function(*map(upcast, args), **wide)
 
     return wrapper
+
+
+def upcast(x: Any) -> Any:
+    """Half precision becomes float32; anything else stays as it is."""
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.half, torch.bfloat16) else x
+
+
+def _is_plain(value: object, annotation: Any) -> bool:
+    """True for None or a number where an annotation allows it instead of a tensor."""
+    kind = NoneType if value is None else float if isinstance(value, int | float) else type(value)
+    return kind in typing.get_args(annotation)
 
 
 def _tensor_specs(annotation: Any) -> list[Any]:
@@ -117,6 +132,43 @@ def check_number(
             fail(caller, name, f"lie in {left}{low:g}, {high:g}{right}", value)
 
 
+def bounded(default: Any, *, low: float = 0, high: float = math.inf, above: bool = False) -> Any:
+    """Make a dataclass field for a number in [low, high], or in (low, high] with `above`."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+def check_fields(config: Any) -> None:
+    """Require of each field of a dataclass what its annotation and its bounds say."""
+    caller, kinds = type(config).__name__, typing.get_type_hints(type(config))
+    for f in fields(config):
+        value, allowed = getattr(config, f.name), alternatives(kinds[f.name])
+        if value is None and NoneType in allowed:
+            continue
+        if bool in allowed and not isinstance(value, bool):
+            fail(caller, f.name, "be True or False", repr(value))
+        elif int in allowed and (type(value) is not int or value < f.metadata["low"]):
+            must = f"be a whole number of {f.metadata['low']} or more"
+            fail(caller, f.name, must, repr(value))
+        elif float in allowed:
+            low, high, above = f.metadata.values()
+            check_number(caller, low, high, above=above, **{f.name: value})
+        elif isinstance(allowed[0], str) and value not in allowed:
+            names = ", ".join(name for name in allowed if isinstance(name, str))
+            fail(caller, f.name, f"be one of {names}", repr(value))
+
+
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """What an annotation allows, flat: the words of a Literal, and the types of a union.
+
+    >>> alternatives(Literal["a", "b"] | None)
+    ('a', 'b', <class 'NoneType'>)
+    """
+    parts = typing.get_args(kind) or (kind,)
+    if typing.get_origin(kind) is Literal or parts == (kind,):
+        return parts
+    return tuple(choice for part in parts for choice in alternatives(part))
+
+
 def _contents(x: Tensor) -> bool:
     """Whether to check the contents of a tensor."""
     return x.device.type == "cpu" and not _DONE.get()
@@ -150,6 +202,6 @@ def check_tokens(caller: str, tokens: Tensor, vocab: int) -> None:
             fail(caller, "tokens", f"lie in [0, {vocab - 1}]", low if low < 0 else high)
 
 
-def upcast(x: Tensor) -> Tensor:
-    """Half precision becomes float32: 8 bits of mantissa are too few for a log or a mean."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def varies(least: Tensor, most: Tensor) -> Tensor:
+    """Whether numbers in [least, most] differ by more than rounding."""
+    return most - least > 4 * torch.finfo(most.dtype).eps * torch.maximum(least.abs(), most.abs())

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, where
 
-from minippo._validate import check_mask, check_number, check_response_mask, checked, upcast
+from minippo._validate import check_mask, check_number, check_response_mask, checked
 from minippo.masking import masked_var
 
 
@@ -23,9 +23,9 @@ def shape_rewards(
     """r_t = -kl_coef * kl_t on real tokens, plus the score on the LAST REAL token (EOS).
 
     Scores [batch, time] are shaped rewards and are added token by token. Zero on padding. Source:
-    Ziegler et al. 2019, eq. 2. TRL's trainer and torchtune put the score one slot later, on the
-    first padding token; lm-human-preferences on the last column, which is the same only if every
-    response has full length.
+    the code of Ziegler et al. 2019 (eq. 2 charges a whole response). TRL's PPOTrainer and torchtune
+    put the score one slot later, on the first padding token; lm-human-preferences on the last
+    column, which is the same only if every response has full length.
 
     >>> mask = torch.tensor([[True, True, True, False]])
     >>> kl = torch.tensor([[0.1, 0.2, 0.3, 7.0]])
@@ -34,7 +34,8 @@ def shape_rewards(
     """
     check_number("shape_rewards", 0, kl_coef=kl_coef)
     check_response_mask("shape_rewards", mask)
-    rewards = where(mask, -kl_coef * kl, 0.0)
+    # At price 0 an infinite KL costs nothing; 0 * inf would be NaN.
+    rewards = where(mask, -kl_coef * kl, 0.0) if kl_coef else torch.zeros_like(kl)
     if scores.dim() == 2:
         return rewards + where(mask, scores, 0.0)
     last = mask.sum(1, keepdim=True) - 1
@@ -42,15 +43,18 @@ def shape_rewards(
 
 
 @checked
-def discounted_sum(x: Float[Tensor, "batch time"], discount: float) -> Float[Tensor, "batch time"]:
+def discounted_sum(
+    x: Float[Tensor, "batch time"], discount: float | Float[Tensor, " batch"]
+) -> Float[Tensor, "batch time"]:
     """y_t = x_t + discount * y_{t+1}: all that is still to come, discounted by distance.
 
+    One discount, or one per row.
     Rewards with discount gamma give the return; TD errors with gamma * lam give GAE.
 
     >>> discounted_sum(torch.tensor([[1.0, 1.0, 1.0]]), 0.5)
     tensor([[1.7500, 1.5000, 1.0000]])
     """
-    check_number("discounted_sum", 0, 1, discount=discount)
+    _check_share("discounted_sum", "discount", discount)
     total, sums = torch.zeros_like(x[:, 0]) if x.shape[1] else x.sum(1), []
     for x_t in x.flip(1).unbind(1):
         total = x_t + discount * total
@@ -94,27 +98,48 @@ def gae(
     mask: Bool[Tensor, "batch time"],
     *,
     gamma: float = 1.0,
-    lam: float = 0.95,
+    lam: float | Float[Tensor, " batch"] = 0.95,
     bootstrap: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch time"]:
     """A_t = sum over l of (gamma * lam)^l * delta_{t+l}: generalized advantage estimation.
 
-    lam = 0 is the TD error (least variance, most bias), lam = 1 is return minus value (no bias).
+    lam = 0 is the TD error (least variance, most bias), lam = 1 is return minus value (no bias);
+    a tensor is one lambda per response (`length_adaptive_lambda`).
     Zero on padding; junk in the padding changes nothing. Source: Schulman et al. 2016
     (arXiv:1506.02438), eq. 16. Returns for the value loss are `gae(...) + values`, raw, before
-    any whitening. TRL and torchtune also include the slot after EOS, and some small
-    implementations let the values of the padding leak in.
+    any whitening. TRL's PPOTrainer and torchtune also include the slot after EOS; in ROLL and
+    miles the values of masked tokens leaked in.
 
     >>> rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
     >>> values = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     >>> gae(rewards, values, torch.ones(1, 4).bool(), gamma=1.0, lam=0.95)
     tensor([[0.7997, 0.7365, 0.6700, 0.6000]])
     """
-    check_number("gae", 0, 1, gamma=gamma, lam=lam)
+    check_number("gae", 0, 1, gamma=gamma)
+    _check_share("gae", "lam", lam)
     check_response_mask("gae", mask)
     return discounted_sum(
         td_errors(rewards, values, mask, gamma=gamma, bootstrap=bootstrap), gamma * lam
     )
+
+
+@checked
+def length_adaptive_lambda(
+    mask: Bool[Tensor, "batch time"], *, alpha: float
+) -> Float[Tensor, " batch"]:
+    """1 - 1 / (alpha * length), per response; 0 for responses of 1 / alpha tokens or fewer.
+
+    With it, the final score keeps a share of about exp(-1 / alpha) in the first token's advantage,
+    whatever the length; with one lambda for all that share is lambda^length. Source: VAPO, Yue et
+    al. 2025 (arXiv:2504.05118).
+
+    >>> mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    >>> length_adaptive_lambda(mask, alpha=0.5)
+    tensor([0.5000, 0.0000])
+    """
+    check_number("length_adaptive_lambda", 0, above=True, alpha=alpha)
+    check_response_mask("length_adaptive_lambda", mask)
+    return (1 - 1 / (alpha * mask.sum(1))).clamp_min(0.0)
 
 
 @checked
@@ -158,8 +183,13 @@ def explained_variance(
     tensor(0.7500)
     """
     check_mask("explained_variance", mask)
-    values, returns = upcast(values), upcast(returns)
     least = where(mask, returns, torch.inf).min()  # rounding can give a constant some variance
     constant = least == where(mask, returns, -torch.inf).max()
     share = masked_var(returns - values, mask) / masked_var(returns, mask)
     return where(constant, torch.nan, 1 - share)
+
+
+def _check_share(caller: str, name: str, value: float | Tensor) -> None:
+    """Require a number in [0, 1], or a tensor of such numbers."""
+    for number in value.tolist() if isinstance(value, Tensor) else [value]:
+        check_number(caller, 0, 1, above=False, **{name: number})

@@ -5,7 +5,7 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
-from minippo._validate import check_number, checked, fail, upcast
+from minippo._validate import check_number, checked, fail, varies
 from minippo.losses import bradley_terry_loss
 
 
@@ -28,8 +28,8 @@ def dpo_loss(
     tensor([0.3133])
     """
     check_number("dpo_loss", 0, above=True, beta=beta)
-    chosen = upcast(policy_chosen) - upcast(ref_chosen)
-    rejected = upcast(policy_rejected) - upcast(ref_rejected)
+    chosen = policy_chosen - ref_chosen.detach()
+    rejected = policy_rejected - ref_rejected.detach()
     return bradley_terry_loss(beta * chosen, beta * rejected)
 
 
@@ -39,7 +39,8 @@ def group_advantages(
 ) -> Float[Tensor, "groups k"]:
     """(score - mean of its group) / sqrt(variance + 1e-8): GRPO, k responses per prompt.
 
-    `normalize=False` omits the division (Dr. GRPO, Liu et al. 2025). Population variance;
+    `normalize=False` omits the division (Dr. GRPO, Liu et al. 2025). Equal
+    scores give 0. Population variance;
     TRL and verl divide by k - 1. Source: Shao et al. 2024 (arXiv:2402.03300), sec. 4.1.2.
 
     >>> from torch import tensor
@@ -47,20 +48,18 @@ def group_advantages(
     tensor([[-1.,  1.]])
     """
     _check_groups("group_advantages", scores)
-    scores = upcast(scores)
     centred = scores - scores.mean(1, keepdim=True)
-    return (
-        centred * (scores.var(1, correction=0, keepdim=True) + 1e-8).rsqrt()
-        if normalize
-        else centred
-    )
+    if not normalize:
+        return centred
+    scale = (scores.var(1, correction=0) + 1e-8).rsqrt() * varies(scores.amin(1), scores.amax(1))
+    return centred * scale.unsqueeze(1)
 
 
 @checked
 def leave_one_out_advantages(scores: Float[Tensor, "groups k"]) -> Float[Tensor, "groups k"]:
     """score - mean of the OTHER k - 1 scores of its group: RLOO.
 
-    Source: Kool et al. 2019; Ahmadian et al. 2024 (arXiv:2402.14740), eq. 9.
+    Source: Kool et al. 2019; Ahmadian et al. 2024 (arXiv:2402.14740).
 
     >>> from torch import tensor
     >>> leave_one_out_advantages(tensor([[0.0, 3.0, 6.0]]))

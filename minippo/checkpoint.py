@@ -23,8 +23,9 @@ from minippo.hub import no_progress_bars
 
 STATE = "trainer.json"  # marks a folder as one of our checkpoints
 TENSORS = "trainer.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's
 REFERENCE = "reference."  # prefix of its tensors' names
+ELSEWHERE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")  # peft's
 State = dict[str, Any]
 
 
@@ -100,21 +101,19 @@ def read_checkpoint(folder: Path) -> tuple[State, dict[str, Tensor]]:
 
 def save(trainer: Any, folder: Path) -> None:
     """Write what `PPOTrainer.save` keeps: trainable parameters, Adam's moments and the state."""
-    tensors, steps = dict[str, Tensor](), 0
+    tensors = dict[str, Tensor]()
     for name, p in _learning(trainer).items():
         tensors[f"parameter.{name}"] = p
         if moments := trainer.optimizer.state.get(p):
-            steps = int(moments["step"])
             tensors |= {f"{key}.{name}": moments[key] for key in MOMENTS}
     renewed = bool(trainer.config.reference_update_every)
     if renewed and trainer.reference is not None:
         tensors |= {f"{REFERENCE}{k}": x for k, x in trainer.reference.state_dict().items()}
     state = {
-        "config": asdict(trainer.config),
+        "config": _config(trainer),
         "reference": None if renewed else trainer.reference_hash,
         "history": trainer.history,
         "n_rollouts": trainer.n_rollouts,
-        "optimizer_steps": steps,
         "kl_controller": trainer.kl_controller.coef,
         "penalty_controller": trainer.penalty_controller.coef,
         "generator": bytes(trainer.generator.get_state().tolist()).hex(),
@@ -132,18 +131,22 @@ def save(trainer: Any, folder: Path) -> None:
 def resume(trainer: Any, folder: Path) -> None:
     """Restore into a trainer what `save` wrote."""
     state, tensors = read_checkpoint(folder)
-    then, now = state["config"], asdict(trainer.config)
-    if changed := [f"{name}={then.get(name)}" for name in now if then.get(name) != now[name]]:
-        must = f"be the checkpoint's ({', '.join(changed)})"
+    then, now = state["config"], _config(trainer)
+    if changed := [name for name in now if name in then and then[name] != now[name]]:
+        must = f"be the checkpoint's ({', '.join(f'{name}={then[name]}' for name in changed)})"
         fail("PPOTrainer.resume", "config", must, "another one")
     if state["reference"] not in (None, trainer.reference_hash):
         fail("PPOTrainer.resume", "reference", "be the one that the run began with", "another one")
-    for name, p in _learning(trainer).items():
+    learning = _learning(trainer)
+    sizes = {f"parameter.{name}": p.shape for name, p in learning.items()}
+    saved = {name: x.shape for name, x in tensors.items() if name.startswith("parameter.")}
+    if differing := sizes.items() ^ saved.items():
+        fail("PPOTrainer.resume", "policy", "learn the checkpoint's weights", min(differing)[0])
+    for name, p in learning.items():
         p.copy_(tensors[f"parameter.{name}"])
         if f"exp_avg.{name}" in tensors:
             moments = {key: tensors[f"{key}.{name}"].to(p.device) for key in MOMENTS}
-            step = torch.tensor(float(state["optimizer_steps"]), device=p.device)
-            trainer.optimizer.state[p] = {"step": step, **moments}
+            trainer.optimizer.state[p] = moments
     if state["reference"] is None and trainer.reference is not None:
         own = {k.removeprefix(REFERENCE): x for k, x in tensors.items() if k.startswith(REFERENCE)}
         trainer.reference.load_state_dict(own)
@@ -153,6 +156,22 @@ def resume(trainer: Any, folder: Path) -> None:
     trainer.penalty_controller.coef = state["penalty_controller"]
     generator = torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8)
     trainer.generator.set_state(generator)
+
+
+def reference_hash(trainer: Any) -> str:
+    """Hash of the reference; if it is None, of the frozen weights under the adapter."""
+    if trainer.reference is not None:
+        return weights_hash(trainer.reference)
+    parameters = trainer.policy.named_parameters()
+    return tensors_hash({name: p for name, p in parameters if not p.requires_grad})
+
+
+def _config(trainer: Any) -> State:
+    """The configuration, with that of adapters but for where they lie and who wrote them."""
+    config = asdict(trainer.config)
+    for name, adapter in getattr(trainer.policy.language_model, "peft_config", {}).items():
+        config |= {f"{name}.{k}": x for k, x in adapter.to_dict().items() if k not in ELSEWHERE}
+    return json.loads(json.dumps(config, default=lambda x: sorted(x) if type(x) is set else str(x)))
 
 
 def _learning(trainer: Any) -> dict[str, nn.Parameter]:

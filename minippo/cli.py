@@ -6,11 +6,14 @@ Exit codes: 0 success; 1 a run failed; 2 wrong usage; 130 stopped by Ctrl-C.
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from minippo import __version__
 
-# Nothing here loads torch: a command imports what it needs once its options are parsed.
+# Nothing here loads torch: a command's home is imported once its options are parsed.
+HOMES = {"demo": "course.demo", "grade": "grading.grade", "homework": "grading.homework"}
+HOMES |= {"train": "practice.train"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return _run(options, rest)
+        options.rest = rest
+        return int(import_module(f"minippo.{HOMES[options.command]}").main(options))
     except (ValueError, FloatingPointError, OSError) as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         print(f"minippo: {error}{notes}", file=sys.stderr)
@@ -31,24 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nminippo: interrupted", file=sys.stderr)
         return 130
-
-
-def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    if options.command == "grade":
-        from minippo.grading import grade
-
-        return grade.main(options)
-    if options.command == "homework":
-        from minippo.grading import homework
-
-        return homework.main(options)
-    if options.command == "demo":
-        from minippo.course.demo import demo
-
-        return demo(options.seed, options.output)
-    from minippo import commands
-
-    return commands.train(*commands.train_options(rest))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,29 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for the picture")
 
-    # Its options are the fields of PPOConfig, which needs torch: see commands.train_options.
+    # Its options are the fields of PPOConfig, which needs torch: see practice/train.py.
     about = "PPO with your model, prompts and reward"
     commands.add_parser("train", help=about, add_help=False)
 
-    about = "grade a file of functions, or a folder of such files"
-    more = (
-        "Each file runs in its own process, with limits on time, memory and file size, but with "
-        "your rights: grade files from people you do not trust as another user, in a container "
-        "without network access."
-    )
-    grade = commands.add_parser("grade", help=about, description=more)
-    grade.add_argument("path", type=Path, help="a file of functions, or a folder of such files")
-    grade.add_argument("--key", type=Path, help="key.json from `minippo homework`")
-    grade.add_argument("--tasks", nargs="+", default=[], help="functions to grade")
-    grade.add_argument("--seed", help="seed of the hidden inputs")
-    grade.add_argument("--summary", action="store_true", help="count the mistakes in a folder")
-    grade.add_argument("--json", type=Path, help="write results.json as Gradescope reads it")
-    grade.add_argument("--junit", type=Path, help="write JUnit XML")
+    from minippo.grading.options import add_commands
 
-    about = "draw homework: functions to write, with conventions other than minippo's"
-    homework = commands.add_parser("homework", help=about, description=f"{about}.")
-    homework.add_argument("--seed", required=True, help="names the draw, such as 2027A")
-    homework.add_argument("--out", type=Path, required=True, help="output folder")
-    homework.add_argument("--tasks", nargs="+", help="functions to ask for (default: all)")
-    homework.add_argument("--previous", nargs="*", default=[], help="seeds of earlier years")
+    add_commands(commands)
     return parser

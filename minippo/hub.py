@@ -4,8 +4,9 @@ Each query is one request without retries: by default, the libraries retry for 2
 before they report that there is no network.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +29,31 @@ def cached_model(name: str) -> Path | None:
 
 def ask_for_model(caller: str, name: str, shipped: Sequence[str]) -> None:
     """Check in under 5 s that the hub can deliver a model; if not, a ValueError says what helps."""
-    try:
+    must = (
+        f"name must be a shipped model ({', '.join(shipped)}), a local folder, or a model that the "
+        "Hugging Face hub can deliver now (offline: download it once where there is a network, "
+        "then pass its folder)"
+    )
+    with _reported(f"{caller}: {must}", name):
         get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=3)
-    except Exception as error:  # the hub's, the network's and the proxy's errors share no base
-        must = (
-            f"be a shipped model ({', '.join(shipped)}), a local folder, or a model that the "
-            "Hugging Face hub can deliver now (offline: download it once where there is a network, "
-            "then pass its folder)"
-        )
-        came = f"got '{name}' ({type(error).__name__})"
-        raise ValueError(f"{caller}: name must {must}, {came}.") from error
 
 
 def ask_for_dataset(name: str) -> None:
     """Check the same for a data set; HF_HUB_OFFLINE=1 leaves it to the cache of `datasets`."""
-    try:
+    must = (
+        "source must be an existing file or folder, or a data set that the Hugging Face hub can "
+        "deliver now (offline: HF_HUB_OFFLINE=1 uses the copy downloaded before)"
+    )
+    with _reported(f"load_prompts: {must}", name), suppress(OfflineModeIsEnabled):
         HfApi().dataset_info(name, timeout=3)
-    except OfflineModeIsEnabled:
-        pass
-    except Exception as error:
-        must = (
-            "be an existing file or folder, or a data set that the Hugging Face hub can deliver "
-            "now (offline: HF_HUB_OFFLINE=1 uses the copy downloaded before)"
-        )
-        came = f"got '{name}' ({type(error).__name__})"
-        raise ValueError(f"load_prompts: source must {must}, {came}.") from error
+
+
+@contextmanager
+def _reported(must: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the hub's, the network's and the proxy's errors share no base
+        raise ValueError(f"{must}, got '{name}' ({type(error).__name__}).") from error
 
 
 def find_model(caller: str, name: str | Path, shipped: Sequence[str]) -> str:
@@ -67,7 +68,11 @@ def find_model(caller: str, name: str | Path, shipped: Sequence[str]) -> str:
 
 
 def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
-    """Load a model of a kind (such as AutoModelForCausalLM) in float32, and its tokenizer."""
+    """Load a model of a kind (such as AutoModelForCausalLM) in float32, and its tokenizer.
+
+    Whatever the folder does not hold, transformers fills with random numbers: a head that was never
+    trained is an error here, for the policy as for the judge.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # With peft installed, the Auto classes would also ask the hub for an adapter.
@@ -75,16 +80,33 @@ def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
     # None, the default, would ask on the terminal whether to run a folder's own Python.
     local = {**here, "trust_remote_code": False}
     with no_progress_bars():
-        model = kind.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, adapter_kwargs=here, **local
+        options = {"use_safetensors": True, "dtype": torch.float32, "adapter_kwargs": here, **local}
+        # Mismatched sizes too are left to us: transformers would say which ones in a log alone.
+        model, found = kind.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    if fresh := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
+        must = f"hold all weights of a {type(model).__name__} (the rest would be random numbers)"
+        fail(caller, f"the model {path}", must, f"none of the right size for {', '.join(fresh)}")
     tokenizer = AutoTokenizer.from_pretrained(path, **local)
     if tokenizer.eos_token_id is None and kind is AutoModelForCausalLM:
         fail(caller, f"the tokenizer of {path}", "have an end-of-text token", "none")
+    if kind is AutoModelForCausalLM:
+        _warn_of_other_ends(caller, model, tokenizer)
     if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
         must = f"have no more tokens than the model has embeddings ({rows})"
         fail(caller, f"the tokenizer of {path}", must, len(tokenizer))
     return model, tokenizer
+
+
+def _warn_of_other_ends(caller: str, model: Any, tokenizer: Any) -> None:
+    """A model may have learned several ends of text (Llama 3 has three); here one is read."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if others := {*(ends if isinstance(ends, list) else [ends])} - {None, tokenizer.eos_token_id}:
+        names = tokenizer.convert_ids_to_tokens(sorted(others))
+        also = f"{caller}: by its generation_config, the model also ends a text with {names}"
+        only = f"here only the tokenizer's {tokenizer.eos_token!r} ends a response"
+        warnings.warn(f"{also}; {only}", stacklevel=5)
 
 
 @contextmanager

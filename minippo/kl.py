@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from jaxtyping import Float
 from torch import Tensor, inf
 
-from minippo._validate import check_number, checked, upcast
+from minippo._validate import check_number, checked
 
 
 @checked
@@ -20,13 +20,13 @@ def kl_k1(
     """log p - log q: unbiased, often negative for a single token. In nats.
 
     Source: Schulman 2020, joschu.net/blog/kl-approx.html. rlhf-book's has the opposite sign;
-    NeMo takes its absolute value and alpaca_farm its positive part; both are biased.
+    NeMo-Aligner takes its absolute value and alpaca_farm its positive part; both are biased.
 
     >>> from torch import tensor
     >>> kl_k1(tensor([-1.0]), tensor([-1.5]))
     tensor([0.5000])
     """
-    return upcast(log_probs) - upcast(ref_log_probs)
+    return log_probs - ref_log_probs
 
 
 @checked
@@ -39,7 +39,7 @@ def kl_k2(
     >>> kl_k2(tensor([-1.0]), tensor([-1.5]))
     tensor([0.1250])
     """
-    return 0.5 * (upcast(log_probs) - upcast(ref_log_probs)) ** 2
+    return 0.5 * (log_probs - ref_log_probs) ** 2
 
 
 @checked
@@ -48,6 +48,8 @@ def kl_k3(
 ) -> Float[Tensor, "*shape"]:
     """(q / p - 1) - log(q / p): unbiased and never negative. In nats.
 
+    Quiet where p and q are close, but a rare token that q makes common can decide a mean.
+
     The ratio is q / p, with tokens sampled from p; inverted (trlX, rlhf-book), it estimates
     chi-squared minus KL, with heavy tails.
 
@@ -55,7 +57,7 @@ def kl_k3(
     >>> kl_k3(tensor([-1.0]), tensor([-1.5]))
     tensor([0.1065])
     """
-    log_ratio = upcast(ref_log_probs) - upcast(log_probs)
+    log_ratio = ref_log_probs - log_probs
     return log_ratio.expm1() - log_ratio
 
 
@@ -77,8 +79,8 @@ def exact_kl(
     tensor(0.5352)
     """
     check_number("exact_kl", 0, above=True, temperature=temperature)
-    log_p = (upcast(logits) / temperature).log_softmax(-1)
-    log_q = (upcast(ref_logits) / temperature).log_softmax(-1)
+    log_p = (logits / temperature).log_softmax(-1)
+    log_q = (ref_logits / temperature).log_softmax(-1)
     p = log_p.exp()
     kl = (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(-1)
     ruled_out = (log_q == -inf) & (log_p > -inf)  # also where p is too small for a float
@@ -116,7 +118,8 @@ class AdaptiveKL:
 
     Fed once per rollout with the mean over responses of the summed k1, measured when the rollout
     was collected. Source: Ziegler et al. 2019 (arXiv:1909.08593), sec. 2.2, and its code. verl and
-    OpenRLHF feed it a mean per token, so their targets are in a different unit.
+    OpenRLHF feed it a mean per token, so their targets are in a different unit. The coefficient
+    stays within a factor of 2^20 of the initial one.
 
     >>> controller = AdaptiveKL(1.0, target=6.0, horizon=10_000)
     >>> controller.update(7.0, 512)
@@ -132,6 +135,7 @@ class AdaptiveKL:
     def __post_init__(self) -> None:
         check_number("AdaptiveKL", 0, above=True, coef=self.coef, target=self.target)
         check_number("AdaptiveKL", 1, horizon=self.horizon)
+        self._first = self.coef
 
     def update(self, kl: float, n_episodes: int) -> None:
         """Move the coefficient after a rollout of `n_episodes` with this KL (nats per response)."""
@@ -139,7 +143,7 @@ class AdaptiveKL:
         # From 5 horizons on, the factor 1 - 0.2 n / horizon would become zero or negative.
         check_number("AdaptiveKL.update", 1, 5 * self.horizon - 1, n_episodes=n_episodes)
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.coef *= 1 + error * n_episodes / self.horizon
+        self.coef = _bounded(self.coef * (1 + error * n_episodes / self.horizon), self._first)
 
 
 @dataclass
@@ -150,7 +154,8 @@ class PenaltyKL:
         coef: the initial coefficient.
         target: the desired KL(old || new) of one update, in nats per TOKEN.
 
-    Fed once per rollout, after its epochs. Source: Schulman et al. 2017, sec. 4.
+    Fed once per rollout, after its epochs, by `PPOTrainer.moved`. Source: Schulman et al. 2017,
+    sec. 4. The coefficient stays within a factor of 2^20 of the initial one.
 
     >>> controller = PenaltyKL(1.0, target=0.01)
     >>> controller.update(0.02, 64)
@@ -164,14 +169,20 @@ class PenaltyKL:
 
     def __post_init__(self) -> None:
         check_number("PenaltyKL", 0, above=True, coef=self.coef, target=self.target)
+        self._first = self.coef
 
     def update(self, kl: float, n_episodes: int) -> None:
         """Move the coefficient after an update with this KL(old || new), in nats per token."""
         _check_update("PenaltyKL.update", kl, n_episodes)
         if kl > 1.5 * self.target:
-            self.coef *= 2
+            self.coef = _bounded(self.coef * 2, self._first)
         elif kl < self.target / 1.5:
-            self.coef /= 2
+            self.coef = _bounded(self.coef / 2, self._first)
+
+
+def _bounded(coef: float, first: float) -> float:
+    """Keep a coefficient from 0, from where it never returns, and from inf."""
+    return min(max(coef, first * 2.0**-20), first * 2.0**20)
 
 
 def _check_update(caller: str, kl: float, n_episodes: int) -> None:

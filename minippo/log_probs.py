@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
-from minippo._validate import check_number, check_response_mask, check_tokens, checked, upcast
+from minippo._validate import check_number, check_response_mask, check_tokens, checked
 
 
 @checked
@@ -43,7 +43,7 @@ def sequence_log_prob(
     tensor([-3.])
     """
     check_response_mask("sequence_log_prob", mask)
-    return where(mask, upcast(log_probs), 0.0).sum(1)
+    return where(mask, log_probs, 0.0).sum(1)
 
 
 @checked
@@ -69,4 +69,4 @@ def entropy(
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
     """logits / temperature; at 1 the logits themselves, because copying them is expensive."""
-    return upcast(logits) if temperature == 1 else upcast(logits) / temperature
+    return logits if temperature == 1 else logits / temperature

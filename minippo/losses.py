@@ -1,10 +1,13 @@
-"""The losses: one number per element, lower is better. The caller averages over real tokens."""
+"""The losses: one number per element, lower is better. The caller averages over real tokens.
+
+No gradient flows to what is data: old log-probs, advantages, returns, old values.
+"""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, maximum, minimum, where
 from torch.nn.functional import softplus
 
-from minippo._validate import check_mask, check_number, check_tokens, checked, fail, upcast
+from minippo._validate import check_mask, check_number, check_tokens, checked, fail
 from minippo.log_probs import token_log_probs
 from minippo.masking import masked_mean
 
@@ -26,7 +29,7 @@ def probability_ratio(
     >>> probability_ratio(tensor([0.3, 0.2]).log(), tensor([0.2, 0.2]).log())
     tensor([1.5000, 1.0000])
     """
-    return (upcast(log_probs) - upcast(old_log_probs)).exp()
+    return (log_probs - old_log_probs.detach()).exp()
 
 
 @checked
@@ -41,9 +44,8 @@ def clipped_surrogate(
 
     A pessimistic bound: it stops rewarding a step outside the band, in the direction that A asks
     for, and leaves the way back open. It does not keep r inside. `clip_range` is epsilon or
-    (low, high). `dual_clip` (c > 1 + epsilon, or the two clips would overlap) also bounds the loss
-    of A < 0 by -c * A. Source: Schulman et al. 2017, eq. 7; dual clip: Ye et al. 2020
-    (arXiv:1912.09729), eq. 5; OpenRLHF and verl have it.
+    (low, high). `dual_clip` (c > 1) also bounds the loss of A < 0 by -c * A. Source: Schulman et
+    al. 2017, eq. 7; dual clip: Ye et al. 2020 (arXiv:1912.09729), eq. 5; OpenRLHF and verl have it.
 
     >>> from torch import tensor
     >>> ratio = tensor([0.5, 0.9, 1.5])
@@ -53,6 +55,7 @@ def clipped_surrogate(
     tensor([0.8000, 0.9000, 1.5000])
     """
     low, high = _band("clipped_surrogate", clip_range, dual_clip)
+    advantages = advantages.detach()
     loss = maximum(-ratio * advantages, -ratio.clamp(1 - low, 1 + high) * advantages)
     if dual_clip is None:
         return loss
@@ -102,7 +105,7 @@ def penalty_surrogate(
     tensor([-2.7000])
     """
     check_number("penalty_surrogate", 0, coef=coef)
-    return coef * kl - ratio * advantages
+    return coef * kl - ratio * advantages.detach()
 
 
 @checked
@@ -116,8 +119,8 @@ def value_loss(
     """0.5 * (V - R)^2; with clipping 0.5 * max((V - R)^2, (clip(V, V_old +- epsilon) - R)^2).
 
     V comes from a fresh forward pass, V_old from the rollout. The clip can only raise the loss,
-    and where it does, the gradient is zero. Source: Schulman et al. 2017, eq. 9; the clipped form:
-    lm-human-preferences. Spinning Up and Stable-Baselines3 omit the 0.5.
+    and where it does, the gradient is zero. Source: Schulman et al. 2017, eq. 9, which has no 0.5,
+    like Spinning Up and Stable-Baselines3; 0.5 and the clip: baselines and lm-human-preferences.
 
     >>> from torch import tensor
     >>> value_loss(tensor([1.0]), tensor([2.0]), old_values=tensor([0.5]), clip_range=0.2)
@@ -125,10 +128,12 @@ def value_loss(
     """
     if (old_values is None) != (clip_range is None):
         fail("value_loss", "old_values and clip_range", "be given together", "one of them")
+    returns = returns.detach()
     error = (values - returns) ** 2
     if old_values is not None and clip_range is not None:
         check_number("value_loss", 0, above=True, clip_range=clip_range)
-        clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+        old = old_values.detach()
+        clipped = old + (values - old).clamp(-clip_range, clip_range)
         error = maximum(error, (clipped - returns) ** 2)
     return 0.5 * error
 
@@ -148,7 +153,7 @@ def bradley_terry_loss(
     tensor([0.6931, 0.3133, 2.1269])
     """
     check_number("bradley_terry_loss", -float("inf"), margin=margin)
-    return softplus(margin - (upcast(chosen) - upcast(rejected)))
+    return softplus(margin - (chosen - rejected))
 
 
 @checked
@@ -185,7 +190,7 @@ def reinforce_loss(
     >>> reinforce_loss(tensor([-1.0, -2.0]), tensor([3.0, -1.0]))
     tensor([ 3., -2.])
     """
-    return -advantages.detach() * upcast(log_probs)
+    return -advantages.detach() * log_probs
 
 
 def _band(caller: str, clip_range: ClipRange, dual_clip: float | None) -> tuple[float, float]:
@@ -196,5 +201,5 @@ def _band(caller: str, clip_range: ClipRange, dual_clip: float | None) -> tuple[
     check_number(caller, 0, 1, clip_range=low)
     check_number(caller, 0, clip_range=high)
     if dual_clip is not None:
-        check_number(caller, 1 + high, above=True, dual_clip=dual_clip)
+        check_number(caller, 1, above=True, dual_clip=dual_clip)
     return low, high

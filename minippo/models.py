@@ -1,7 +1,8 @@
 """The networks: a language model with a value head, and a reward model.
 
-Any causal language model of transformers works. Dropout is switched off in both: with the 0.1 of
-GPT-2's configuration, the ratio would differ from 1 before anything was learned.
+Any causal language model of transformers with a cache of keys and values works. Dropout is switched
+off in both: with the 0.1 of GPT-2's configuration, the ratio would differ from 1 before anything
+was learned.
 """
 
 import copy
@@ -40,12 +41,15 @@ class PolicyWithValue(nn.Module):
     """A causal language model (the policy) and a linear value head on its last hidden state.
 
     The value head starts at zero, as in lm-human-preferences, so the first advantages are the
-    returns. It stays in float32, whatever the trunk's precision.
+    returns. Both heads stay in float32 under autocast: a logit rounded to bfloat16 is off by up to
+    a hundredth, and so is the first ratio.
     """
 
     def __init__(self, language_model: PreTrainedModel | Any) -> None:  # or peft's wrapper of one
         super().__init__()
         self.language_model = without_dropout(language_model)
+        if type(head := language_model.get_output_embeddings()) is nn.Linear:
+            head.__class__ = _Float32Head
         self.value_head = nn.Linear(language_model.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -78,6 +82,14 @@ class PolicyWithValue(nn.Module):
             values = self.value_head(hidden.to(self.value_head.weight.dtype))
         # From 0 if the model kept no more: then nothing is cut, nor copied in the backward pass.
         return output.logits[:, output.logits.shape[1] - keep :], values.squeeze(-1)
+
+
+class _Float32Head(nn.Linear):
+    """A linear layer that autocast leaves in its weights' precision."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
 
 
 class RewardModel(nn.Module):
@@ -145,9 +157,10 @@ def load_policy(
 
     Raises:
         ValueError: no such model here, and the hub cannot be reached (reported in under 5 s);
-            a folder without safetensors; more tokens in the tokenizer than in the model.
+            a folder without safetensors, or without some of the model's weights; more tokens in
+            the tokenizer than in the model.
     """
-    model, tokenizer = _load("load_policy", AutoModelForCausalLM, name)
+    model, tokenizer = load("load_policy", AutoModelForCausalLM, name)
     if lora is not None:
         from peft import LoraConfig, get_peft_model  # an extra
 
@@ -162,16 +175,12 @@ def load_policy(
 
 def load_reward_model(name: str | Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
     """Load a reward model (a classifier with one label) and its tokenizer. See `load_policy`."""
-    model, tokenizer = load_classifier("load_reward_model", name)
+    model, tokenizer = load("load_reward_model", AutoModelForSequenceClassification, name)
     return RewardModel(model), tokenizer
 
 
-def load_classifier(caller: str, name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load a plain transformers sequence classifier and its tokenizer. See `load_policy`."""
-    return _load(caller, AutoModelForSequenceClassification, name)
-
-
-def _load(caller: str, kind: Any, name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+def load(caller: str, kind: Any, name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a model of one of transformers' Auto classes, and its tokenizer. See `load_policy`."""
     if name in SHIPPED_MODELS:
         return load_pretrained(caller, kind, str(shipped(str(name))))
     return load_pretrained(caller, kind, find_model(caller, name, SHIPPED_MODELS))

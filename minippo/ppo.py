@@ -1,17 +1,22 @@
 """PPO: configuration, credit per token, loss, and the statistics of a step."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
-from math import inf
-from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn, where
 
-from minippo._validate import check_number, fail
-from minippo.advantages import explained_variance, gae, sequence_advantages, shape_rewards
+from minippo._validate import bounded, check_fields, fail
+from minippo.advantages import (
+    explained_variance,
+    gae,
+    length_adaptive_lambda,
+    sequence_advantages,
+    shape_rewards,
+)
 from minippo.kl import exact_kl, kl_k1, kl_k3
 from minippo.log_probs import entropy, sequence_log_prob, token_log_probs
 from minippo.losses import (
@@ -22,16 +27,12 @@ from minippo.losses import (
     probability_ratio,
     value_loss,
 )
-from minippo.masking import whiten
+from minippo.masking import response_mean, whiten
 from minippo.responses import Rollout
 from minippo.rollout import KL_ESTIMATORS, evaluate, reference_logits
 
 Stats = dict[str, float]
-
-
-def bounded(default: Any, *, low: float = 0, high: float = inf, above: bool = False) -> Any:
-    """Make a field for a number in [low, high], or in (low, high] with `above`."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above})
+Mean = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,20 @@ class PPOConfig:
     """Discount; 1 (lm-human-preferences, TRL): a response is short, and its score is what counts.
     Textbooks quote 0.95 to 0.99."""
     lam: float = bounded(0.95, high=1)
-    """GAE's lambda; 0.95 (lm-human-preferences); 1 is Monte Carlo; quoted 0.9 to 0.97."""
+    """GAE's lambda; 0.95 (lm-human-preferences); 1 is Monte Carlo, the default of OpenRLHF and
+    verl; quoted 0.9 to 0.97."""
+    lam_critic: float | None = bounded(None, high=1)
+    """lambda of the values' targets; None: that of the advantages. 1 beside a smaller `lam` is
+    decoupled GAE (VC-PPO, Yuan et al. 2025)."""
+    lam_alpha: float | None = bounded(None, above=True)
+    """alpha of a lambda per response, in place of `lam`: 1 - 1 / (alpha * length) (VAPO, Yue et al.
+    2025: 0.05 for thousands of tokens; for 26 tokens 0.77 is as 0.95)."""
     whiten_advantages: bool = True
-    """Whiten over the whole rollout, before the epochs (Ziegler et al. 2019)."""
+    """Whiten over the whole rollout, before the epochs (lm-human-preferences: each minibatch). It
+    divides by the advantages' deviation, so c2 and c3 are in units of it (beta, in the reward, is
+    not touched), and once all scores are alike, the KL's price and V's error are scaled to 1."""
     missing_eos_penalty: float = bounded(0.0)
     """Subtracted from the score of a truncated response (TRL)."""
-    bootstrap_truncated: bool = False
-    """Replace the score of a truncated response with the value after its last token (Sutton and
-    Barto 2018, sec. 6.1); token level only."""
 
     # ---- loss: ratio, clip, value and entropy ----
     policy_loss: Literal["clip", "penalty"] = "clip"
@@ -67,20 +74,32 @@ class PPOConfig:
     clip_range: float = bounded(0.2, high=1)
     """epsilon; 0.2 (Schulman et al. 2017); quoted 0.1 to 0.2."""
     clip_range_high: float | None = bounded(None)
-    """epsilon above 1; None: the same (verl, OpenRLHF: 0.2 to 0.3)."""
+    """epsilon above 1; None: the same (verl, OpenRLHF); 0.28 in Clip-Higher (DAPO, Yu et al. 2025,
+    arXiv:2503.14476)."""
+    dual_clip: float | None = bounded(None, low=1, above=True)
+    """c of a third clip: the loss of A < 0 is at most -c * A (Ye et al. 2020; verl: 3); None:
+    none."""
+    loss_mean: Literal["tokens", "responses", "constant"] | None = None
+    """Mean of the per-token terms of the loss. "tokens": over the minibatch's real tokens;
+    "responses": over each response's tokens, then over responses (GRPO); "constant": the sum over
+    (responses * max_new_tokens) (Dr. GRPO). None: "tokens". With ratio_level="sequence" the policy
+    has one term per response and their mean; then this is about entropy and KL, which stay
+    "tokens" unless "constant"."""
     value_coef: float = bounded(0.5)
     """c1, weight of the value loss; 0.5 (CleanRL); lm-human-preferences and TRL: 0.1; quoted 0.5
     to 1."""
+    critic_warmup: int = bounded(0)
+    """Rollouts on which the value head alone learns (verl's critic_warmup)."""
     value_clip_range: float | None = bounded(0.2, above=True)
     """Clip of the values; 0.2 (lm-human-preferences); None: no clipping of values."""
     entropy_coef: float = bounded(0.0)
-    """c2, weight of the entropy bonus; 0 (lm-human-preferences, TRL: the KL keeps entropy up);
-    quoted 0.01 to 0.1."""
+    """c2, price of a nat of entropy at a token; 0 (lm-human-preferences, TRL: the KL keeps entropy
+    up); quoted 0.01 to 0.1. Its unit is that of `kl_loss_coef`."""
 
     # ---- KL to the reference ----
     kl_coef: float = bounded(0.1)
     """beta, price per nat of KL to the reference, in the reward; 0.1 suits the shipped world's
-    scores; TRL 0.05, lm-human-preferences 0.15 at the start."""
+    scores; TRL 1.12: 0.05, lm-human-preferences: 0.15 at the start."""
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
     """Estimator of the KL in the reward; k1 (lm-human-preferences). The others do not converge to
     pi_ref * exp(r / beta): "exact" is the same for every token that could have been chosen at a
@@ -92,10 +111,14 @@ class PPOConfig:
     """Horizon of `AdaptiveKL`, in episodes; 1,000 suits the shipped world; lm-human-preferences:
     10,000 for runs of a million."""
     kl_loss_coef: float = bounded(0.0)
-    """c3, price in the loss per nat per token; 0; quoted 0.01 to 0.1."""
+    """c3, price in the loss of a nat of KL at a token; 0; quoted 0.01 to 0.1. Beside whitened
+    advantages it is in units of their deviation; beside one ratio per response, a response's price
+    is c3 / its length. Only beta prices a nat in units of the score."""
     kl_loss_estimator: Literal["k2", "k3", "exact"] = "k2"
-    """"k2" (the right gradient on-policy), "k3" (GRPO; the gradient of the other KL) or "exact".
-    Not "k1": its expected gradient is zero."""
+    """"k2", "k3" (GRPO; the gradient of the other KL) or "exact". In the loss, each sees the states
+    as given: k2 and exact have the right gradient per state, k2 only on-policy, and both are blind
+    to what a token does to later states; KL in the reward is not (Tang and Munos 2025). Not "k1":
+    its expected gradient is zero."""
     penalty_target: float = bounded(0.01, above=True)
     """Target of `PenaltyKL` (policy_loss="penalty"), in nats per token; 0.01 (Schulman et al. 2017:
     0.003 to 0.03)."""
@@ -130,7 +153,7 @@ class PPOConfig:
     # ---- optimizer ----
     learning_rate: float = bounded(1e-3)
     """Adam's learning rate (eps 1e-5); 1e-3 suits the shipped 1 M model; GPT-2: 1e-5
-    (lm-human-preferences) to 1.4e-5 (TRL)."""
+    (lm-human-preferences) to 1.4e-5 (TRL 0.11)."""
     warmup_steps: int = bounded(0)
     """Rollouts over which the learning rate rises."""
     total_steps: int | None = bounded(None, low=1)
@@ -143,36 +166,25 @@ class PPOConfig:
     step (Spinning Up: 1.5 times 0.01); None: never."""
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for f in fields(self):
-            value, allowed = getattr(self, f.name), get_args(kinds[f.name]) or (kinds[f.name],)
-            if value is None and NoneType in allowed:
-                continue
-            if get_origin(kinds[f.name]) is Literal and value not in allowed:
-                fail("PPOConfig", f.name, f"be one of {', '.join(allowed)}", repr(value))
-            if bool in allowed and not isinstance(value, bool):
-                fail("PPOConfig", f.name, "be True or False", repr(value))
-            if int in allowed and (type(value) is not int or value < f.metadata["low"]):
-                must = f"be a whole number of {f.metadata['low']} or more"
-                fail("PPOConfig", f.name, must, repr(value))
-            if float in allowed:
-                low, high, above = f.metadata.values()
-                check_number("PPOConfig", low, high, above=above, **{f.name: value})
+        check_fields(self)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
         n, per_response = self.rollout_size, self.advantage_level == "sequence"
-        adapts, truncation = self.kl_target is not None, self.bootstrap_truncated
+        adapts = self.kl_target is not None
         wrong = [
             (self.minibatch_size > n,
              "minibatch_size", f"be at most rollout_size ({n})", self.minibatch_size),
             (self.ratio_level == "sequence" and not per_response, "advantage_level",
              "be 'sequence' if ratio_level is: one ratio has one advantage", "'token'"),
-            (truncation and self.missing_eos_penalty > 0, "missing_eos_penalty",
-             "be 0 with bootstrap_truncated: a value replaces the score that is penalized",
-             self.missing_eos_penalty),
-            (truncation and per_response, "bootstrap_truncated",
-             "be False at the sequence level: one action has no next state", "True"),
+            (self.ratio_level == "sequence" and self.loss_mean == "tokens", "loss_mean",
+             "not be 'tokens' if ratio_level is 'sequence': it has one term per response",
+             "'tokens'"),
+            (per_response and (self.lam_critic, self.lam_alpha) != (None, None),
+             "lam_critic and lam_alpha", "be None at the sequence level: it has no lambda",
+             (self.lam_critic, self.lam_alpha)),
+            (self.policy_loss == "penalty" and self.dual_clip is not None,
+             "dual_clip", "be None with policy_loss='penalty': it has no clip", self.dual_clip),
             (adapts and not (self.kl_coef or self.kl_loss_coef), "kl_coef or kl_loss_coef",
              "be above 0 with kl_target: there is no coefficient to adapt", 0),
             (adapts and n >= 5 * self.kl_horizon,
@@ -185,8 +197,8 @@ class PPOConfig:
     @property
     def clip_band(self) -> ClipRange:
         """(low, high) of the clip: epsilon below 1 and above 1."""
-        high = self.clip_range if self.clip_range_high is None else self.clip_range_high
-        return self.clip_range, high
+        low, high = self.clip_range, self.clip_range_high
+        return low, low if high is None else high
 
     @classmethod
     def textbook(cls, **changes: object) -> "PPOConfig":
@@ -225,22 +237,23 @@ def assign_credit(rollout: Rollout, config: PPOConfig, *, kl_coef: float) -> Cre
 
     Without whitening in the configuration, `whitened` equals `advantages`.
     """
-    mask, scores, bootstrap = rollout.mask, rollout.scores, None
+    mask, scores, values = rollout.mask, rollout.scores, rollout.values
     if config.missing_eos_penalty:
         penalties = config.missing_eos_penalty * rollout.truncated
         scores = scores - (penalties if scores.dim() == 1 else _on_last(penalties, mask))
-    if config.bootstrap_truncated:
-        keep = ~rollout.truncated
-        scores = scores * (keep if scores.dim() == 1 else keep.unsqueeze(1))
-        bootstrap = rollout.bootstrap
     rewards = shape_rewards(scores, rollout.kl, mask, kl_coef=kl_coef)
     if config.advantage_level == "sequence":
         returns, real = rewards.sum(1), mask[:, 0]
-        advantages = sequence_advantages(returns, rollout.values[:, 0])
+        advantages = sequence_advantages(returns, values[:, 0])
     else:
-        steps = {"gamma": config.gamma, "lam": config.lam}
-        advantages = gae(rewards, rollout.values, mask, **steps, bootstrap=bootstrap)
-        returns, real = where(mask, advantages + rollout.values, 0.0), mask
+        estimate = partial(gae, rewards, values, mask, gamma=config.gamma)
+        lam: float | Tensor = config.lam
+        if config.lam_alpha is not None:
+            lam = length_adaptive_lambda(mask, alpha=config.lam_alpha)
+        advantages = targets = estimate(lam=lam)
+        if config.lam_critic is not None:
+            targets = estimate(lam=config.lam_critic)
+        returns, real = where(mask, targets + values, 0.0), mask
     whitened = whiten(advantages, real) if config.whiten_advantages else advantages
     return Credit(rewards, advantages, returns, whitened)
 
@@ -291,30 +304,32 @@ def ppo_loss(
 
     Returns:
         The loss, and statistics that add up over micro-batches like the loss, except
-        `ratio_error`, the largest abs(ratio - 1).
+        `ratio_error`, the largest abs(ratio - 1). `policy_loss` and `value_loss` are terms of the
+        loss; `entropy` and `kl_loss` are means over tokens, whatever `loss_mean` is.
     """
     mask = batch.mask
     _check_levels(mask, config, advantages=advantages, returns=returns)
     n_tokens = int(mask.sum()) if n_tokens is None else n_tokens
     n_responses = len(batch) if n_responses is None else n_responses
-    # One mean for per-token terms, one for per-response terms.
-    means: dict[str, Callable[[Tensor], Tensor]] = {
-        "token": lambda x: where(mask, x, 0.0).sum() / n_tokens,
-        "sequence": lambda x: x.sum() / n_responses,
-    }
-    token_mean, ratio_mean = means["token"], means[config.ratio_level]
+    per_token, per_response, loss_mean = _means(mask, config, n_tokens, n_responses)
+    means = {"token": loss_mean, "sequence": per_response}
+    share = per_token if config.ratio_level == "token" else per_response
     logits, values, _ = evaluate(policy, batch.responses, end_value=False)
     log_probs = token_log_probs(logits, batch.responses.ids, temperature=config.temperature)
     log_probs = where(mask, log_probs, 0.0)
     ratio, old_to_new = _ratio(log_probs, batch, config)
     losses, clipped = _policy_losses(ratio, advantages, old_to_new, config, penalty_coef)
+    value_losses, entropies = (
+        _value_losses(values, batch, returns, config),
+        _entropies(logits, config),
+    )
     parts = {
-        "policy_loss": ratio_mean(losses),
-        "value_loss": means[config.advantage_level](_value_losses(values, batch, returns, config)),
-        "entropy": token_mean(_entropies(logits, config)),
+        "policy_loss": means[config.ratio_level](losses),
+        "value_loss": means[config.advantage_level](value_losses),
+        "entropy": per_token(entropies),
     }
     loss = parts["policy_loss"] + config.value_coef * parts["value_loss"]
-    loss = loss - config.entropy_coef * parts["entropy"]
+    loss = loss - config.entropy_coef * loss_mean(entropies)
     if kl_loss_coef:
         if config.kl_loss_estimator == "exact":
             ref_logits = reference_logits(policy, reference, batch.responses)
@@ -322,16 +337,28 @@ def ppo_loss(
         else:
             ref_log_probs = where(mask, batch.ref_log_probs, 0.0)
             kl = KL_ESTIMATORS[config.kl_loss_estimator](log_probs, ref_log_probs)
-        parts["kl_loss"] = token_mean(kl)
-        loss = loss + kl_loss_coef * parts["kl_loss"]
+        parts["kl_loss"] = per_token(kl)
+        loss = loss + kl_loss_coef * loss_mean(kl)
     parts |= {
         "loss": loss,
         "approx_kl": old_to_new.sum() / n_tokens,
-        "clip_fraction": ratio_mean(clipped),
-        "ratio": ratio_mean(ratio),
+        "clip_fraction": share(clipped),
+        "ratio": share(ratio),
         "ratio_error": (ratio - 1).abs().max(),
     }
     return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def _means(mask: Tensor, config: PPOConfig, n_tokens: int, n_responses: int) -> list[Mean]:
+    """Means of a minibatch: over tokens, over responses, and of the loss's per-token terms."""
+    means: dict[str, Mean] = {
+        "tokens": lambda x: where(mask, x, 0.0).sum() / n_tokens,
+        "responses": lambda x: response_mean(x, mask).sum() / n_responses,
+        "constant": lambda x: where(mask, x, 0.0).sum() / (n_responses * config.max_new_tokens),
+    }
+    by_response = config.loss_mean == "responses" and config.ratio_level == "sequence"
+    kind = "tokens" if by_response or config.loss_mean is None else config.loss_mean
+    return [means["tokens"], lambda x: x.sum() / n_responses, means[kind]]
 
 
 def _check_levels(mask: Tensor, config: PPOConfig, **tensors: Tensor) -> None:
@@ -353,8 +380,8 @@ def _ratio(log_probs: Tensor, batch: Rollout, config: PPOConfig) -> tuple[Tensor
     old_to_new = kl_k3(sampled, log_probs)
     if config.ratio_level == "token":
         return probability_ratio(log_probs, base), old_to_new
-    new, old = (sequence_log_prob(x, batch.mask) for x in (log_probs, base))
-    return probability_ratio(new, old), old_to_new.sum(1)
+    # Subtract first: the sums of a long response are so large that float32 rounds their difference.
+    return sequence_log_prob(log_probs - base, batch.mask).exp(), old_to_new.sum(1)
 
 
 def _policy_losses(
@@ -366,8 +393,9 @@ def _policy_losses(
     if config.policy_loss == "penalty":
         losses = penalty_surrogate(ratio, advantages, old_to_new, coef=penalty_coef)
         return losses, torch.zeros_like(ratio)
-    losses = clipped_surrogate(ratio, advantages, config.clip_band)
-    return losses, clip_is_active(ratio, advantages, config.clip_band).float()
+    regions = (ratio, advantages, config.clip_band)
+    losses = clipped_surrogate(*regions, dual_clip=config.dual_clip)
+    return losses, clip_is_active(*regions, dual_clip=config.dual_clip).float()
 
 
 def _value_losses(values: Tensor, batch: Rollout, returns: Tensor, config: PPOConfig) -> Tensor:

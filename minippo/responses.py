@@ -6,20 +6,16 @@ a token "is padding": masks are built once, from the first EOS in the response, 
 ids.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from minippo._validate import checked, fail
+from minippo._validate import checked
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no tokenizer takes it
-Prompt = str | Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
 
 
@@ -74,13 +70,8 @@ class Responses:
         """Drop the columns that are padding in every row. Changes no row's results."""
         prompt, time = int(self.prompt_mask.sum(1).max()), int(self.mask.sum(1).max())
         start = self.prompt_ids.shape[1] - prompt
-        return replace(
-            self,
-            prompt_ids=self.prompt_ids[:, start:],
-            prompt_mask=self.prompt_mask[:, start:],
-            ids=self.ids[:, :time],
-            mask=self.mask[:, :time],
-        )
+        ids, mask = self.prompt_ids[:, start:], self.prompt_mask[:, start:]
+        return Responses(ids, mask, self.ids[:, :time], self.mask[:, :time], self.columns)
 
     def by_length(self, size: int | None) -> tuple[Tensor, ...]:
         """Row numbers, `size` at a time, shorter responses first.
@@ -108,7 +99,8 @@ class Rollout:
         scores: the raw scores; [batch, time] if the score function scores each token.
         kl: KL to the reference per token, by the reward's estimator, in nats.
         truncated: True where no EOS was sampled.
-        bootstrap: the value after the last token of a truncated response; 0 where EOS came.
+        bootstrap: the value after the last token of a truncated response; 0 where EOS came. For a
+            `credit` of your own: no target ever corrects it, so PPO here does not use it.
     """
 
     responses: Responses
@@ -133,9 +125,8 @@ class Rollout:
     @property
     def total_scores(self) -> Float[Tensor, " batch"]:
         """One score per response; token-level scores are summed over real tokens."""
-        if self.scores.dim() == 1:
-            return self.scores
-        return torch.where(self.mask, self.scores, 0.0).sum(1)
+        one = self.scores.dim() == 1
+        return self.scores if one else torch.where(self.mask, self.scores, 0.0).sum(1)
 
     def __len__(self) -> int:
         return len(self.responses)
@@ -151,24 +142,6 @@ class Rollout:
         return Rollout(responses, *parts)
 
 
-def left_pad(
-    rows: Sequence[Sequence[int]], pad_token_id: int
-) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
-    """Token rows of different lengths as ids and mask, padded on the left.
-
-    >>> ids, mask = left_pad([[5], [6, 7]], pad_token_id=0)
-    >>> ids.tolist(), mask.tolist()
-    ([[0, 5], [6, 7]], [[False, True], [True, True]])
-    """
-    if not rows:
-        fail("left_pad", "rows", "hold at least one row", "none")
-    if 0 in (lengths := [len(row) for row in rows]):
-        fail("left_pad", f"row {lengths.index(0)}", "hold at least one token", "none")
-    width = max(lengths)
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows])
-    return ids, torch.arange(width) >= width - torch.tensor(lengths).unsqueeze(1)
-
-
 @checked
 def response_mask(ids: Int[Tensor, "batch time"], eos_token_id: int) -> Bool[Tensor, "batch time"]:
     """True up to and including the first EOS; all True if there is none.
@@ -181,73 +154,3 @@ def response_mask(ids: Int[Tensor, "batch time"], eos_token_id: int) -> Bool[Ten
     """
     is_eos = (ids == eos_token_id).long()
     return is_eos.cumsum(1) == is_eos  # no EOS before this column
-
-
-def split_columns(prompts: Sequence[Prompt]) -> tuple[list[str], Columns]:
-    """The texts of the prompts, and the other columns of those that are mappings.
-
-    >>> split_columns([{"prompt": "2 + 2 =", "answer": "4"}])
-    (['2 + 2 ='], {'answer': ['4']})
-    """
-    if isinstance(prompts, str) or not prompts or not isinstance(prompts[0], Mapping):
-        return list(texts_of("encode_prompts", prompts)), {}
-    names, columns = list(prompts[0]), dict[str, list[Any]]()
-    for number, row in enumerate(prompts):
-        if not isinstance(row, Mapping) or "prompt" not in row or set(row) != set(names):
-            must = f"be a mapping with the columns {', '.join(names)} ('prompt' among them)"
-            fail("encode_prompts", f"row {number}", must, repr(row)[:60])
-        for name, value in row.items():
-            columns.setdefault(name, []).append(value)
-    return list(texts_of("encode_prompts", columns.pop("prompt"))), columns
-
-
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
-) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
-    """Prompts as left-padded tokens, with any tokens that the tokenizer itself prepends."""
-    if tokenizer.eos_token_id is None:
-        fail("encode_prompts", "tokenizer", "have an end-of-text token (eos_token)", "none")
-    rows = [tokenizer(prompt)["input_ids"] for prompt in split_columns(prompts)[0]]
-    return left_pad(rows, tokenizer.eos_token_id)
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    *,
-    ended: bool = True,
-) -> Responses:
-    """Written (not sampled) responses as tokens, each followed by EOS if `ended`."""
-    if len(prompts) != len(responses):
-        fail("encode", "responses", f"match the number of prompts ({len(prompts)})", len(responses))
-    prompt_ids, prompt_mask = encode_prompts(tokenizer, prompts)
-    end = [tokenizer.eos_token_id] if ended else []
-    rows = [
-        tokenizer(text, add_special_tokens=False)["input_ids"] + end
-        for text in texts_of("encode", responses)
-    ]
-    flipped, mask = left_pad([row[::-1] for row in rows], tokenizer.eos_token_id)
-    columns = split_columns(prompts)[1]
-    return Responses(prompt_ids, prompt_mask, flipped.flip(1), mask.flip(1), columns)
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, responses: Responses) -> tuple[list[str], list[str]]:
-    """The prompts and the responses as text, without special tokens."""
-
-    def texts(ids: Tensor, mask: Tensor) -> list[str]:
-        rows = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
-        return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
-
-    prompts = texts(responses.prompt_ids, responses.prompt_mask)
-    return prompts, texts(responses.ids, responses.mask)
-
-
-def texts_of(caller: str, texts: Sequence[Any]) -> Sequence[str]:
-    """Check that texts are strings of whole characters; the error names the first bad one."""
-    if isinstance(texts, str) or not texts:
-        fail(caller, "texts", "be a list of at least one text", repr(texts)[:60])
-    for number, text in enumerate(texts):
-        if not isinstance(text, str) or _SURROGATE.search(text):
-            fail(caller, f"text {number}", "be a string of characters", repr(text)[:60])
-    return texts

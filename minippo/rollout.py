@@ -5,6 +5,7 @@ ratio is 1. Inputs may be on any device: they are moved to the policy's.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -18,19 +19,12 @@ from minippo._validate import check_number, check_response_mask, checked_at_the_
 from minippo.kl import exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.log_probs import token_log_probs
 from minippo.models import PolicyWithValue, device_of, position_ids
-from minippo.responses import (
-    Columns,
-    Prompt,
-    Responses,
-    Rollout,
-    decode,
-    encode_prompts,
-    response_mask,
-)
+from minippo.responses import Columns, Responses, Rollout, response_mask
 from minippo.scores import Score, check_scores
+from minippo.texts import Prompt, decode, encode_prompts
 
 # Re-exports: these names used to be here.
-from minippo.responses import encode, left_pad  # noqa: F401  # isort: skip
+from minippo.texts import encode, left_pad  # noqa: F401  # isort: skip
 from minippo.scores import ensemble_score, load_score, score_with, text_score  # noqa: F401  # isort: skip
 
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
@@ -61,7 +55,9 @@ def generate(
             the rest of the batch. None: greedy decoding.
 
     Raises:
-        ValueError: prompt and response would exceed the model's positions.
+        ValueError: prompt and response would exceed the model's positions, or the model takes no
+            cache of keys and values (Mamba, RWKV).
+        FloatingPointError: a logit is NaN or inf (also after division by a tiny temperature).
     """
     check_number("generate", 0, above=True, temperature=temperature)
     _check_room(policy, prompt_mask, max_new_tokens, uniforms)
@@ -84,10 +80,13 @@ def generate(
             logits_to_keep=1,
             **{cache_name: cache},
         ).logits[:, -1]
-        if uniforms is None:
-            chosen = logits.argmax(-1)
-        else:
-            chosen = _inverse_cdf(logits.float() / temperature, uniforms[rows, step])
+        if uniforms is not None:
+            logits = logits.float() / temperature
+        if not logits.amax(-1).isfinite().all():  # -inf rules a token out; one must be left
+            raise FloatingPointError(f"generate: the logits are not finite at token {step}")
+        chosen = (
+            logits.argmax(-1) if uniforms is None else _inverse_cdf(logits, uniforms[rows, step])
+        )
         ids[rows, step] = chosen
         step, running = step + 1, chosen != eos_token_id
         if can_drop and not running.all():
@@ -115,8 +114,18 @@ def _cache_name(model: Any) -> str:
 
     A model without that argument would silently ignore it, and read each token on its own.
     """
-    own = model.get_base_model() if hasattr(model, "get_base_model") else model  # under an adapter
-    return "cache" if "cache" in signature(own.forward).parameters else "past_key_values"
+    own = own_model(model)
+    for name in ("cache", "past_key_values"):
+        if name in signature(own.forward).parameters:
+            return name
+    must = "take a cache of keys and values (past_key_values)"
+    fail("generate", "the policy", must, f"a {type(own).__name__}")
+
+
+def own_model(model: Any) -> Any:
+    """The language model itself, under torch.compile or an adapter."""
+    model = getattr(model, "_orig_mod", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _inverse_cdf(
@@ -147,21 +156,15 @@ def respond(
     batch_size: int = 256,
 ) -> list[str]:
     """Sample one response per prompt, as text; the same seed gives the same texts."""
-    uniforms = torch.rand(
-        len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(len(prompts), max_new_tokens, generator=generator)
+    sample = partial(generate, policy, max_new_tokens=max_new_tokens, temperature=temperature)
     texts = list[str]()
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
-        responses = generate(
-            policy,
-            *encode_prompts(tokenizer, prompts[part]),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            temperature=temperature,
-            uniforms=uniforms[part],
-        )
-        texts += decode(tokenizer, responses)[1]
+        ids, mask = encode_prompts(tokenizer, prompts[part])
+        end = tokenizer.eos_token_id
+        texts += decode(tokenizer, sample(ids, mask, eos_token_id=end, uniforms=uniforms[part]))[1]
     return texts
 
 

@@ -1,19 +1,18 @@
 """Scores: rules on text, reward models and classifiers as functions of `Responses`."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
-from statistics import fmean, pvariance
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from minippo._validate import check_number, fail
-from minippo.models import RewardModel, device_of, load_classifier
-from minippo.responses import Columns, Responses, decode, left_pad
+from minippo.models import RewardModel, device_of, load
+from minippo.responses import Columns, Responses
+from minippo.texts import decode, left_pad, with_start
 
 Score = Callable[[Responses], Tensor]
 TextScore = Callable[..., Sequence[float]]
@@ -54,13 +53,16 @@ def text_score(tokenizer: PreTrainedTokenizerBase, fn: TextScore) -> Score:
         prompts, texts = decode(tokenizer, responses)
         columns = _asked_for(fn, responses.columns)
         try:
-            scores = list(fn(prompts, texts, **columns))
+            made = fn(prompts, texts, **columns)
+            many = isinstance(made, Iterable) and getattr(made, "ndim", 1) > 0  # 0: a bare number
+            scores = list(made) if many else []
         except Exception as error:
             bad = _first_bad(fn, prompts, texts, columns)
             error.add_note(f"raised by the score function on {bad}")
             raise
         if len(scores) != len(texts):
-            fail("text_score", "fn's result", f"hold {len(texts)} scores", len(scores))
+            must, came = f"hold {len(texts)} numbers", len(scores) if many else repr(made)
+            fail("text_score", "fn's result", must, came)
         for prompt, text, value in zip(prompts, texts, scores, strict=True):
             try:
                 finite = bool(torch.isfinite(torch.tensor(float(value))))
@@ -103,7 +105,7 @@ def ensemble_score(
 
     Source: Coste et al. 2023 (arXiv:2310.02743), where they are called mean, worst-case (WCO) and
     uncertainty-weighted (UWO). The scores are used as they are: bring the members to one scale
-    first (`normalized_score`), or the one with the largest spread dominates.
+    first (`practice.rewards.normalized_score`), or the one with the largest spread dominates.
     """
     if not fns:
         fail("ensemble_score", "fns", "hold at least one score function", "none")
@@ -133,7 +135,7 @@ def load_score(
     one label's raw logit, as in TRL's sentiment example: "lvwerra/distilbert-imdb#POSITIVE", "#1".
     """
     place, _, label = (str(name), "", "") if Path(name).exists() else str(name).partition("#")
-    body, own = load_classifier("load_score", place)
+    body, own = load("load_score", AutoModelForSequenceClassification, place)
     body.eval().requires_grad_(False)
     theirs = own if tokenizer is None else tokenizer
     index = _label_index(body, label)
@@ -201,9 +203,10 @@ def _retokenize(
 ) -> Responses:
     ended = ((responses.ids == theirs.eos_token_id) & responses.mask).any(1)
     ends = [own.eos_token_id]
+    prompts, texts = decode(theirs, responses)
     rows = [
-        own(prompt)["input_ids"] + own(text, add_special_tokens=False)["input_ids"] + ends * stop
-        for prompt, text, stop in zip(*decode(theirs, responses), ended.tolist(), strict=True)
+        prompt + own(text, add_special_tokens=False)["input_ids"] + ends * stop
+        for prompt, text, stop in zip(with_start(own, prompts), texts, ended.tolist(), strict=True)
     ]
     ids, mask = left_pad(rows, own.eos_token_id)
     return Responses(ids, mask, ids[:, :0], mask[:, :0])
@@ -219,44 +222,3 @@ def score_with(model: nn.Module) -> Score:
         return model(r.tokens, r.attention_mask).to(home)
 
     return score
-
-
-def normalized_score(
-    score: Score, *, mean: float | None = None, std: float | None = None, clip: float | None = None
-) -> Score:
-    """Scale scores to mean 0 and deviation 1: (score - mean) / std, then clip to +-clip.
-
-    If given, `mean` and `std` are fixed, as in lm-human-preferences, which measures them once on
-    the first policy's responses. Otherwise they are running estimates over all scores so far,
-    the current batch included (TRL 0.11's `use_score_scaling` and `use_score_norm`); these are not
-    part of a checkpoint.
-
-    Args:
-        score: a score function with one number per response.
-        mean: the mean to subtract; None (and then std is None): a running one.
-        std: the divisor, above 0.
-        clip: the largest absolute value of a result, in deviations; None: not clipped.
-    """
-    if (mean is None) != (std is None):
-        fail("normalized_score", "mean and std", "be given together, or neither", (mean, std))
-    if mean is not None and std is not None:
-        check_number("normalized_score", -math.inf, mean=mean)
-        check_number("normalized_score", 0, above=True, std=std)
-    if clip is not None:
-        check_number("normalized_score", 0, above=True, clip=clip)
-    n, middle, spread = 0, mean or 0.0, std or 0.0
-
-    def normalized(responses: Responses) -> Tensor:
-        nonlocal n, middle, spread
-        scores = check_scores(score(responses), responses)
-        if scores.dim() == 2:
-            fail("normalized_score", "score", "return one number per response", "one per token")
-        if mean is None:  # Chan et al. 1979: what a batch adds to mean and variance
-            batch, k, seen = scores.tolist(), len(scores), n + len(scores)
-            off = fmean(batch) - middle
-            spread = (n * spread**2 + k * pvariance(batch) + off**2 * n * k / seen) / seen
-            n, middle, spread = seen, middle + off * k / seen, math.sqrt(spread)
-        result = (scores - middle) / (spread or 1.0)  # all equal so far: no scale
-        return result if clip is None else result.clamp(-clip, clip)
-
-    return normalized

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minippo._validate import check_number, fail
+from minippo._validate import bounded, check_fields, fail
 from minippo.losses import sft_loss
 from minippo.models import PolicyWithValue
 from minippo.responses import Responses
@@ -19,36 +19,28 @@ from minippo.rollout import evaluate
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Settings for training on fixed rows. Learning rate: warm-up, then linear to zero.
+    """Settings for training on fixed rows. Learning rate: warm-up, then linear to zero."""
 
-    Attributes:
-        epochs: passes over the rows.
-        minibatch_size: rows per step.
-        learning_rate: the peak; 1e-3 suits the shipped 1 M models, 1e-5 to 5e-5 GPT-2
-            (Ziegler et al. 2019 train GPT-2's reward model at 5e-5).
-        warmup_steps: steps from 0 to the peak.
-        max_grad_norm: the gradient is scaled down to this norm.
-        weight_decay: AdamW's weight decay.
-        mixed_precision: "bf16" computes the forward pass in bfloat16.
-        seed: seed of the order of rows.
-    """
-
-    epochs: int = 1
-    minibatch_size: int = 64
-    learning_rate: float = 1e-3
-    warmup_steps: int = 20
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.01
+    epochs: int = bounded(1, low=1)
+    """Passes over the rows."""
+    minibatch_size: int = bounded(64, low=1)
+    """Rows per step."""
+    learning_rate: float = bounded(1e-3, above=True)
+    """The peak; 1e-3 suits the shipped 1 M models, 1e-5 to 5e-5 GPT-2 (lm-human-preferences: 5e-5
+    for the 124 M reward model)."""
+    warmup_steps: int = bounded(20)
+    """Steps from 0 to the peak."""
+    max_grad_norm: float = bounded(1.0, above=True)
+    """The gradient is scaled down to this norm."""
+    weight_decay: float = bounded(0.01)
+    """AdamW's weight decay."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    seed: int = 0
+    """"bf16" computes the forward pass in bfloat16."""
+    seed: int = bounded(0)
+    """Seed of the order of rows."""
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        check_number(name, 1, epochs=self.epochs, minibatch_size=self.minibatch_size)
-        check_number(name, 0, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay)
-        check_number(
-            name, 0, above=True, learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm
-        )
+        check_fields(self)
 
 
 def make_accelerator(**options: Any) -> Accelerator:
@@ -62,6 +54,16 @@ def make_accelerator(**options: Any) -> Accelerator:
 def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
     """Run forward passes in bfloat16 with "bf16"; change nothing with "no"."""
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
+
+
+def learning_weights(caller: str, model: nn.Module) -> list[nn.Parameter]:
+    """The weights that learn; in half precision they would not hear a learning rate of 1e-5."""
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, p in learning.items():
+        if p.itemsize < 4:
+            must = "learn in float32 (for speed: mixed_precision)"
+            fail(caller, "the model", must, f"{p.dtype} for {name}")
+    return [*learning.values()]
 
 
 def progress_bar(*, silent: bool = False, **options: Any) -> tqdm:
@@ -82,9 +84,7 @@ def fit(
         fail("fit", "n_rows", "be 1 or more", n_rows)
     accelerator = make_accelerator()
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
+        learning_weights("fit", model), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     n_steps = config.epochs * -(-n_rows // config.minibatch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(

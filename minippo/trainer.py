@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
-from math import isfinite
+from math import isfinite, log
 from pathlib import Path
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedTokenizerBase
 
-from minippo import checkpoint
+from minippo import assumptions, checkpoint
 from minippo._validate import check_response_mask, checked_at_the_door, fail
-from minippo.checkpoint import STATE, tensors_hash, weights_hash
+from minippo.checkpoint import STATE, weights_hash
 from minippo.kl import AdaptiveKL, FixedKL, PenaltyKL, kl_k3
 from minippo.log_probs import token_log_probs
 from minippo.masking import masked_mean
@@ -36,10 +36,11 @@ from minippo.ppo import (
     summarise,
 )
 from minippo.processes import add_up, any_process, gather_rollout, share, tracker
-from minippo.responses import Prompt, Rollout, encode_prompts, split_columns
+from minippo.responses import Rollout
 from minippo.rollout import collect, evaluate
 from minippo.scores import Score
-from minippo.sft import autocast, make_accelerator, progress_bar
+from minippo.sft import autocast, learning_weights, make_accelerator, progress_bar
+from minippo.texts import Prompt, encode_prompts, split_columns
 
 __all__ = ["STATE", "Callback", "PPOTrainer", "Stats", "weights_hash"]
 
@@ -82,6 +83,9 @@ class PPOTrainer:
     ) -> None:
         if reference is policy:
             fail("PPOTrainer", "reference", "be a copy (frozen_copy(policy))", "the policy itself")
+        learning = learning_weights("PPOTrainer", policy)
+        if reference is None:
+            assumptions.check_adapter(policy)
         self.accelerator = make_accelerator(log_with=tracker(log_with), project_dir=str(log_dir))
         self.score, self.tokenizer, self.config = score, tokenizer, config
         self.callbacks, self.history = list(callbacks), list[Stats]()
@@ -90,7 +94,6 @@ class PPOTrainer:
         if config.gradient_checkpointing:
             model, new_name = policy.language_model, "activation_checkpointing_enable"
             (getattr(model, new_name, None) or model.gradient_checkpointing_enable)()
-        learning = [p for p in policy.parameters() if p.requires_grad]
         # fused: one call for all weights, and no temporary copies of them.
         self.optimizer = torch.optim.Adam(learning, lr=config.learning_rate, eps=1e-5, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(policy, self.optimizer)
@@ -138,23 +141,25 @@ class PPOTrainer:
 
         Returns:
             The history.
+
+        Raises:
+            ValueError: before step 1, a prompt that is no text, empty or too long; more steps than
+                the schedule has; on the first rollout, whatever `minippo.assumptions` measures.
         """
-        encode_prompts(self.tokenizer, prompts[:1])  # an empty list, or one string, is an error
+        assumptions.check_run(self, prompts, n_steps)
         if self._log_with is not None:
             self.accelerator.init_trackers("minippo", config=asdict(self.config))
         silent = not (progress and self.accelerator.is_main_process)
-        bar = progress_bar(total=n_steps, initial=len(self.history), desc="PPO", silent=silent)
-        with bar:
-            self._stop = False
+        self._stop, done = False, len(self.history)
+        with progress_bar(total=n_steps, initial=done, desc="PPO", silent=silent) as bar:
             while len(self.history) < n_steps and not self._stop:
                 stats = self.step(_batch(prompts, len(self.history), self.config))
                 self.accelerator.log(stats, step=len(self.history))
                 shown = ("score", "kl", "entropy", "clip_fraction", "value_loss")
                 bar.set_postfix({name: f"{stats[name]:.3g}" for name in shown}, refresh=False)
                 bar.update()
-        if self._log_with is not None:
-            for one in self.accelerator.trackers:  # end_training would end the process group
-                one.finish()
+        for one in self.accelerator.trackers:  # end_training would end the process group
+            one.finish()
         return self.history
 
     def step(self, prompts: Sequence[Prompt]) -> Stats:
@@ -198,8 +203,13 @@ class PPOTrainer:
                 chunk_size=config.micro_batch_size or config.minibatch_size,
                 columns={name: column[mine] for name, column in columns.items()},
             )
+            if self.accelerator.num_processes > 1:
+                rollout = gather_rollout(rollout)
+            if not self.n_rollouts:
+                assumptions.check_first_rollout(self, rollout, uniforms)
+        assumptions.check_kl(self, rollout)
         self.n_rollouts += 1
-        return gather_rollout(rollout) if self.accelerator.num_processes > 1 else rollout
+        return rollout
 
     def update(self, rollout: Rollout) -> Stats:
         """Run the epochs over a rollout, or over some of its rows: `update(rollout[rows])`.
@@ -218,6 +228,8 @@ class PPOTrainer:
                     break
         stats = {"step": len(self.history) + 1, **self.coefficients()}
         stats |= summarise(rollout, credit, done, self.config)
+        if not self.history:
+            assumptions.check_first_update(self, rollout, stats)
         self.adapt(rollout, stats)
         self.history.append(stats)
         return stats
@@ -282,8 +294,14 @@ class PPOTrainer:
         )
 
     def descend(self, stats: Stats) -> Stats:
-        """Step, unless the policy has already moved too far or something is not finite."""
+        """Step, unless the policy has already moved too far or something is not finite.
+
+        During `critic_warmup` the head steps alone: its loss, too, would move the trunk.
+        """
         config = self.config
+        if len(self.history) < config.critic_warmup:
+            for p in self.policy.language_model.parameters():
+                p.grad = None
         norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         stats |= {"grad_norm": float(norm), "stopped": 0.0}
         if bad := [f"{name} = {value}" for name, value in stats.items() if not isfinite(value)]:
@@ -314,29 +332,30 @@ class PPOTrainer:
         """Adapt the KL controllers after an update."""
         self.kl_controller.update(stats["kl"], len(rollout))
         if self.config.policy_loss == "penalty":
-            self.penalty_controller.update(self._moved(rollout), len(rollout))
+            self.penalty_controller.update(self.moved(rollout), len(rollout))
 
     @torch.no_grad()
-    def _moved(self, rollout: Rollout) -> float:
-        """KL(old || new) after the update, in nats per token."""
+    def moved(self, rollout: Rollout) -> float:
+        """KL(old || new) after the update, in nats per token: k3, with ratios up to 10.
+
+        k3 is unbiased and quiet, but one rare token that became common would decide its mean.
+        """
         size = self.config.micro_batch_size or self.config.minibatch_size
-        new = []
-        for start in range(0, len(rollout), size):
-            responses = rollout.responses[start : start + size]
-            with self.autocast():
-                logits = evaluate(self.policy, responses)[0]
-            new.append(token_log_probs(logits, responses.ids, temperature=self.config.temperature))
-        return float(masked_mean(kl_k3(rollout.log_probs, torch.cat(new)), rollout.mask))
+        parts = (rollout.responses[i : i + size] for i in range(0, len(rollout), size))
+        t = self.config.temperature
+        with self.autocast():
+            new = [
+                token_log_probs(evaluate(self.policy, r)[0], r.ids, temperature=t) for r in parts
+            ]
+        capped = torch.minimum(torch.cat(new), rollout.log_probs + log(10))
+        return float(masked_mean(kl_k3(rollout.log_probs, capped), rollout.mask))
 
     # ---- saving and resuming -------------------------------------------------------------------
 
     @cached_property
     def reference_hash(self) -> str:
-        """Hash of the reference; if it is None, of the frozen weights under the adapter."""
-        if self.reference is not None:
-            return weights_hash(self.reference)
-        parameters = self.policy.named_parameters()
-        return tensors_hash({name: p for name, p in parameters if not p.requires_grad})
+        """Hash of the frozen reference."""
+        return checkpoint.reference_hash(self)
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint from which `resume` continues as if nothing had happened.

@@ -24,10 +24,11 @@ hypothesis.settings.load_profile("minippo")
 # The mathematics, rollout, loss, trainer and checks; the dearest file first, for two processes.
 QUICK = """
     checks/test_catalogue test_trainer_invariants test_trainer test_rollout test_ppo_loss
-    whole/test_fuzz test_advantages test_alternatives test_kl test_log_probs test_losses
-    test_masking test_ppo test_ppo_config test_responses test_reward_model test_scores test_sft
-    test_validate checks/test_engine checks/test_advantages checks/test_alternatives
-    checks/test_exercises checks/test_hacking checks/test_kl checks/test_practice
+    whole/test_fuzz whole/test_trl test_advantages test_alternatives test_kl test_log_probs
+    test_losses test_masking test_ppo test_ppo_config test_ppo_goldens test_responses
+    test_reward_model test_scores test_sft test_validate checks/test_engine checks/test_advantages
+    checks/test_alternatives checks/test_exercises checks/test_hacking checks/test_kl
+    checks/test_practice
 """.split()
 
 

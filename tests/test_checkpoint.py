@@ -23,6 +23,7 @@ from tests import tiny
 from tests.shapes import refuses
 from tests.tiny import PROMPTS
 
+pytestmark = tiny.too_fast
 RUNS = {
     "plain": {},
     "several minibatches": {"rollout_size": 4, "minibatch_size": 3},
@@ -32,6 +33,7 @@ RUNS = {
     "an adaptive c3": {"kl_coef": 0.0, "kl_loss_coef": 0.1, "kl_target": 0.2, "kl_horizon": 20},
     "penalty": {"policy_loss": "penalty"},
     "warm-up and decay": {"warmup_steps": 3, "total_steps": 5},
+    "a head ahead of its trunk": {"critic_warmup": 2},
 }
 
 
@@ -339,6 +341,41 @@ def test_an_adapter_does_not_resume_on_another_base_model(tmp_path):
     trainer(0).resume(tmp_path / "run")
     with pytest.raises(ValueError, match="reference must be the one that the run began with"):
         trainer(1).resume(tmp_path / "run")
+
+
+def test_a_policy_of_another_size_is_refused_before_anything_is_copied(saved):
+    trainer = make(policy=tiny.policy(4), reference=tiny.shallow())  # two layers for one
+    before = weights_hash(trainer.policy)
+    with pytest.raises(ValueError, match=r"^PPOTrainer\.resume: policy must learn the .*\.h\.1\."):
+        trainer.resume(saved)
+    assert weights_hash(trainer.policy) == before
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # asked by peft
+def test_an_adapter_with_other_settings_does_not_resume_and_keeps_its_weights(tmp_path):
+    pytest.importorskip("peft")
+    tiny.save(tmp_path / "base")
+
+    def trainer(**lora):
+        policy, tokenizer = load_policy(tmp_path / "base", lora={"r": 4, "lora_alpha": 8} | lora)
+        return PPOTrainer(policy, None, tiny.spread, tokenizer, PPOConfig(**tiny.SMALL))
+
+    targets = {"target_modules": ["c_fc", "c_attn", "c_proj"]}
+    train(trainer(**targets), 1).save(tmp_path / "run")
+    for changes, said in (
+        ({"lora_alpha": 64}, "default.lora_alpha=8"),
+        ({"use_rslora": True}, "default.use_rslora=False"),
+        ({"r": 8}, "default.r=4"),
+        ({"target_modules": ["c_fc"]}, r"default.target_modules=\['c_attn', 'c_fc', 'c_proj'\]"),
+    ):
+        other = trainer(**targets | changes)
+        before = weights_hash(other.policy)
+        with pytest.raises(ValueError, match=rf"resume: config must be .*\({said}\), got another"):
+            other.resume(tmp_path / "run")
+        assert weights_hash(other.policy) == before
+    (tmp_path / "base").rename(tmp_path / "moved")  # where the base model lies is not asked
+    tiny.save(tmp_path / "base")
+    trainer(target_modules=targets["target_modules"][::-1]).resume(tmp_path / "run")
 
 
 def test_a_folder_that_a_kill_left_unfinished_does_not_stop_a_save(saved):

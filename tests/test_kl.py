@@ -271,6 +271,25 @@ def test_penalty_kl_at_its_lower_edge_stays():
     assert controller.coef == 1.0
 
 
+@pytest.mark.parametrize(
+    ("controller", "kl"),
+    [
+        (lambda: PenaltyKL(1.0, target=0.01), (0.0, 1.0)),
+        (lambda: AdaptiveKL(1.0, target=6.0, horizon=100), (-50.0, 1e6)),
+    ],
+)
+def test_a_controller_comes_back_from_its_bounds(controller, kl):
+    # 1,100 halvings of a float are 0, from which no doubling returns; 1,100 doublings are inf.
+    for far, back, bound in ((kl[0], kl[1], 2.0**-20), (kl[1], kl[0], 2.0**20)):
+        made = controller()
+        for _ in range(1100):
+            made.update(far, 100)
+        assert made.coef == bound
+        for _ in range(200):
+            made.update(back, 100)
+        assert made.coef == 1 / bound
+
+
 def test_fixed_kl_stays():
     controller = FixedKL(0.0)
     controller.update(1e9, 64)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import tensor
 from torch.testing import assert_close
 
-from minippo import masked_mean, masked_var, whiten
+from minippo import masked_mean, masked_var, response_mean, whiten
 from minippo.checks import definitions as slow
 from tests.shapes import double, refuses
 
@@ -114,11 +114,40 @@ def test_epsilon_of_whiten_is_added_to_the_variance():
     assert_close(got, tensor([-math.sqrt(0.5), math.sqrt(0.5)]))
 
 
-def test_one_real_token_loses_its_mean_and_keeps_its_scale():
-    # n - 1 = 0 (ROLL#475): Bessel's variance would divide by zero.
+@pytest.mark.parametrize("keep_mean", [False, True])
+def test_one_real_token_is_left_as_it_is(keep_mean):
+    # SB3 #265: removing its mean would make a rollout of one response learn nothing, for ever.
     x, mask = tensor([[5.0, 9.0]]), tensor([[True, False]])
-    assert_close(whiten(x, mask), tensor([[0.0, 0.0]]))
-    assert_close(whiten(x, mask, keep_mean=True), tensor([[5.0, 0.0]]))
+    assert_close(whiten(x, mask, keep_mean=keep_mean), tensor([[5.0, 0.0]]))
+
+
+@pytest.mark.parametrize("value", [1000.1, 123456.7, 0.1, 1e-30, 0.0, -7.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_numbers_give_zero_or_their_mean(value, dtype):
+    # The mean of 1,000 equal floats is off by rounding: 1e-8 would blow that up to .77.
+    x = torch.full((10, 100), value, dtype=dtype)
+    mask = torch.ones(10, 100).bool()
+    mask[3, 50:] = False
+    assert not whiten(x, mask).any()
+    kept = whiten(x, mask, keep_mean=True)
+    assert_close(kept, torch.where(mask, x, 0.0))
+
+
+def test_a_difference_by_rounding_alone_is_none():
+    # .1 + .2 is not .3 in float64, and 3 * .1 is: the difference is one unit in the last place.
+    x = tensor([[0.1 + 0.2, 0.3, 3 * 0.1, 0.3]], dtype=torch.float64)
+    assert x.max() > x.min()
+    assert not whiten(x, torch.ones(1, 4).bool()).any()
+    assert whiten(x + tensor([0.0, 0.0, 0.0, 1e-6]), torch.ones(1, 4).bool()).any()
+
+
+def test_the_mean_of_each_response_by_hand():
+    x = tensor([[1.0, 2.0, 6.0], [4.0, math.nan, math.inf]], requires_grad=True)
+    mask = tensor([[True, True, True], [True, False, False]])
+    got = response_mean(x, mask)
+    assert_close(got, tensor([3.0, 4.0]))
+    (slope,) = torch.autograd.grad(got.sum(), x)
+    assert_close(slope, tensor([[1 / 3] * 3, [1.0, 0.0, 0.0]]))
 
 
 @pytest.mark.parametrize("keep_mean", [False, True])

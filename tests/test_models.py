@@ -1,12 +1,18 @@
 """The networks against transformers, and what it takes to load them."""
 
 import json
+import re
 
 import pytest
 import torch
 from torch import nn, tensor
 from torch.testing import assert_close
-from transformers import GPT2ForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from minippo import data, kl_k1, token_log_probs
 from minippo.models import (
@@ -17,7 +23,7 @@ from minippo.models import (
     load_reward_model,
     position_ids,
 )
-from minippo.rollout import collect, encode, encode_prompts, evaluate, generate
+from minippo.rollout import collect, encode, encode_prompts, evaluate, generate, load_score
 from minippo.trainer import PPOTrainer, weights_hash
 from tests import tiny
 from tests.shapes import refuses
@@ -93,6 +99,29 @@ def test_the_value_is_linear_in_the_last_hidden_state():
 def test_the_value_head_starts_at_zero():
     _, values = tiny.policy()(tensor([[1, 2]]), torch.ones(1, 2).bool())
     assert values.tolist() == [[0.0, 0.0]]
+
+
+def test_logits_are_float32_under_autocast_and_those_of_the_trunks_hidden_state():
+    policy, tokens = tiny.policy(), tensor([[1, 2, 3]])
+    mask = torch.ones_like(tokens).bool()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = policy(tokens, mask)
+        hidden = policy.language_model.transformer(tokens, attention_mask=mask).last_hidden_state
+    assert logits.dtype == torch.float32
+    head = policy.language_model.lm_head.weight
+    assert_close(logits, hidden.float() @ head.T, rtol=1e-6, atol=1e-6)
+    # Not rounded to bfloat16 on the way: 8 bits would be seen.
+    assert (logits - logits.bfloat16().float()).abs().max() > 1e-4
+
+
+def test_the_head_in_float32_is_the_models_own_in_copies_too():
+    policy = tiny.policy()
+    copy = frozen_copy(policy)
+    with torch.no_grad():
+        copy.language_model.lm_head.weight.zero_()
+    assert not copy(tensor([[1]]), tensor([[True]]))[0].any()
+    assert policy(tensor([[1]]), tensor([[True]]))[0].any()
+    assert policy.state_dict().keys() == copy.state_dict().keys()
 
 
 def test_the_value_head_is_float32_over_a_bfloat16_trunk():
@@ -231,6 +260,49 @@ def test_a_tokenizer_without_an_end_is_refused(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(ValueError, match=r"must have an end-of-text token, got none\.$"):
         load_policy(folder)
+
+
+def test_a_judge_whose_head_was_never_trained_is_refused(folder):
+    must = r"hold all weights of a GPT2ForSequenceClassification .*random.*, got .*score\.weight"
+    for load in (load_reward_model, load_score):
+        with pytest.raises(ValueError, match=rf"^{load.__name__}: the model .*gpt2 must {must}\.$"):
+            load(folder)
+
+
+def llama(kind, **sizes):
+    """A Llama, whose output layer is not tied to its embeddings."""
+    made = {"vocab_size": 12, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    return kind(LlamaConfig(**made, intermediate_size=8, **sizes))
+
+
+def test_a_policy_whose_head_is_missing_is_refused(folder):
+    llama(LlamaForSequenceClassification, num_labels=1).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"all weights of a LlamaForCausalLM .*lm_head\.weight\.$"):
+        load_policy(folder)
+    llama(LlamaForSequenceClassification, tie_word_embeddings=True).save_pretrained(folder)
+    load_policy(folder)  # tied: nothing is missing
+
+
+def test_weights_of_another_size_are_refused_by_name(folder):
+    llama(LlamaForCausalLM).save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    changed = json.dumps(settings | {"vocab_size": 14})
+    (folder / "config.json").write_text(changed, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"right size for lm_head\.weight, model\.embed_tokens"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("ends", "others"), [(7, "['good']"), ([0, 7], "['good']"), ([8, 0, 7], "['good', 'bad']")]
+)
+def test_ends_of_text_that_the_tokenizer_does_not_have_are_named(folder, ends, others):
+    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    changed = json.dumps(settings | {"eos_token_id": ends})
+    (folder / "generation_config.json").write_text(changed, encoding="utf-8")
+    only = r"only the tokenizer's '<\|endoftext\|>' ends a response"
+    with pytest.warns(UserWarning, match=f"a text with {re.escape(others)}; here {only}") as caught:
+        load_policy(folder)
+    assert len(caught) == 1
 
 
 # ---- what ships

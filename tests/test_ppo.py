@@ -26,7 +26,6 @@ def test_the_number_of_optimizer_steps_is_epochs_times_minibatches():
         ({"warmup_steps": 2}, [0.05, 0.1, 0.1, 0.1]),
         ({"total_steps": 4}, [0.1, 0.075, 0.05, 0.025]),
         ({"warmup_steps": 2, "total_steps": 4}, [0.05, 0.075, 0.05, 0.025]),
-        ({"total_steps": 2}, [0.1, 0.05, 0.0, 0.0]),
     ],
 )
 def test_the_learning_rate_of_each_rollout_by_hand(changes, expected):
@@ -80,15 +79,6 @@ PAID = tensor([[0.0, 2.0, 9.0], [1.0, 1.0, 1.0]])  # 9 is on padding
             {"missing_eos_penalty": 2.0}, PAID,
             [[-0.05, 1.9, 0], [0.8, 1.0, -0.9]], [[1.85, 1.9, 0], [0.9, 0.1, -0.9]],
         ),
-        # The value after its end, 7, replaces its score: no 3.
-        (
-            {"bootstrap_truncated": True}, None,
-            [[-0.05, 1.9, 0], [-0.2, 0, 0.1]], [[1.85, 1.9, 0], [6.9, 7.1, 7.1]],
-        ),
-        (
-            {"bootstrap_truncated": True}, PAID,
-            [[-0.05, 1.9, 0], [-0.2, 0, 0.1]], [[1.85, 1.9, 0], [6.9, 7.1, 7.1]],
-        ),
     ],
 )  # fmt: skip
 def test_monte_carlo_credit_by_hand(changes, scores, rewards, returns):
@@ -100,15 +90,12 @@ def test_monte_carlo_credit_by_hand(changes, scores, rewards, returns):
     assert_close(advantages, torch.where(rollout.mask, tensor(returns) - rollout.values, 0.0))
 
 
-@pytest.mark.parametrize("bootstrap", [False, True])
-def test_discounted_credit_is_that_of_the_definitions(bootstrap):
-    changes = {"gamma": 0.9, "lam": 0.6, "kl_coef": 0.5, "bootstrap_truncated": bootstrap}
+def test_discounted_credit_is_that_of_the_definitions():
+    changes = {"gamma": 0.9, "lam": 0.6, "kl_coef": 0.5}
     rollout = rollout_by_hand()
     mask, values = rollout.mask.tolist(), rollout.values.tolist()
-    scores = [2.0, 0.0 if bootstrap else 3.0]
-    rewards = slow.shape_rewards(scores, rollout.kl.tolist(), mask, 0.5)
-    end = rollout.bootstrap.tolist() if bootstrap else None
-    raw = slow.gae(rewards, values, mask, 0.9, 0.6, end)
+    rewards = slow.shape_rewards(rollout.scores.tolist(), rollout.kl.tolist(), mask, 0.5)
+    raw = slow.gae(rewards, values, mask, 0.9, 0.6)
     returns = tensor(raw) + torch.where(rollout.mask, rollout.values, 0.0)
     for whiten in (False, True):
         trainer = tiny.trainer(whiten_advantages=whiten, **changes)
@@ -141,6 +128,7 @@ def test_sequence_credit_by_hand():
     assert_close(returns, tensor([1.85, 0.9]))
 
 
+@tiny.another_reference
 def test_the_statistics_of_a_step_by_hand():
     trainer = tiny.trainer(
         policy=tiny.shallow(3), reference=tiny.shallow(7), score=tiny.spread, kl_coef=0.05

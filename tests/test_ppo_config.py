@@ -38,7 +38,11 @@ BAD = {
     "reference_update_every": WHOLE,
     "whiten_advantages": SWITCH,
     "missing_eos_penalty": LEAST_0,
-    "bootstrap_truncated": SWITCH,
+    "dual_clip": [*ABOVE_0, (1.0, "1.0"), (1, "1")],
+    "loss_mean": WORD,
+    "lam_critic": SHARE,
+    "lam_alpha": ABOVE_0,
+    "critic_warmup": [(-1, "-1"), (1.0, "1.0"), (True, "True")],
     "temperature": ABOVE_0,
     "max_new_tokens": WHOLE,
     "rollout_size": WHOLE,
@@ -54,9 +58,11 @@ BAD = {
     "mixed_precision": [*WORD, ("fp16", "'fp16'")],
     "seed": [(-1, "-1"), (0.5, "0.5"), (True, "True")],
 }
+SEQUENCE = {"advantage_level": "sequence", "ratio_level": "sequence"}
 OPTIONAL = {
     "clip_range_high", "value_clip_range", "kl_target", "reference_update_every",
-    "micro_batch_size", "total_steps", "max_grad_norm", "target_kl_stop",
+    "micro_batch_size", "total_steps", "max_grad_norm", "target_kl_stop", "dual_clip",
+    "loss_mean", "lam_critic", "lam_alpha",
 }  # fmt: skip
 
 
@@ -103,12 +109,18 @@ def test_the_edges_of_the_fields_ranges_are_allowed(edge):
     [
         ({"rollout_size": 8, "minibatch_size": 9}, "minibatch_size", "9"),
         ({"ratio_level": "sequence"}, "advantage_level", "'token'"),
-        ({"bootstrap_truncated": True, "missing_eos_penalty": 1.0}, "missing_eos_penalty", "1.0"),
+        (SEQUENCE | {"loss_mean": "tokens"}, "loss_mean", "'tokens'"),
         (
-            {"bootstrap_truncated": True, "advantage_level": "sequence"},
-            "bootstrap_truncated",
-            "True",
+            {"advantage_level": "sequence", "lam_critic": 0.0},
+            "lam_critic and lam_alpha",
+            "(0.0, None)",
         ),
+        (
+            {"advantage_level": "sequence", "lam_alpha": 1.0},
+            "lam_critic and lam_alpha",
+            "(None, 1.0)",
+        ),
+        ({"policy_loss": "penalty", "dual_clip": 3.0}, "dual_clip", "3.0"),
         ({"kl_target": 6.0, "kl_coef": 0.0}, "kl_coef or kl_loss_coef", "0"),
         ({"kl_target": 6.0, "rollout_size": 500, "kl_horizon": 100}, "kl_horizon", "100"),
     ],

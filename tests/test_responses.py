@@ -4,30 +4,10 @@ import pytest
 import torch
 from torch import tensor
 
-from minippo.responses import split_columns
-from minippo.rollout import Responses, decode, encode, encode_prompts, left_pad, response_mask
+from minippo.rollout import Responses, encode, response_mask
 from tests import tiny
-from tests.shapes import refuses
 
 # ---- left_pad, response_mask, text to tokens and back
-
-
-def test_left_pad_by_hand():
-    ids, mask = left_pad([[5], [6, 7, 8], [9, 1]], pad_token_id=0)
-    assert ids.tolist() == [[0, 0, 5], [6, 7, 8], [0, 9, 1]]
-    assert mask.int().tolist() == [[0, 0, 1], [1, 1, 1], [0, 1, 1]]
-
-
-def test_left_pad_keeps_a_real_token_that_is_the_padding_token():
-    _, mask = left_pad([[0, 0], [0]], pad_token_id=0)
-    assert mask.int().tolist() == [[1, 1], [0, 1]]
-
-
-def test_left_pad_needs_rows_with_tokens():
-    with refuses("left_pad: rows", "none"):
-        left_pad([], 0)
-    with refuses("left_pad: row 1", "none"):
-        left_pad([[1], []], 0)
 
 
 @pytest.mark.parametrize(
@@ -42,43 +22,6 @@ def test_left_pad_needs_rows_with_tokens():
 )
 def test_response_mask_by_hand(ids, mask):
     assert response_mask(tensor([ids]), tiny.EOS).int().tolist() == [mask]
-
-
-def test_encode_then_decode_gives_the_texts():
-    prompts, texts = ["a b", "c"], ["good", "so very bad"]
-    responses = encode(tiny.tokenizer(), prompts, texts)
-    assert decode(tiny.tokenizer(), responses) == (prompts, texts)
-    assert responses.prompt_ids.tolist() == [[1, 2], [0, 3]]
-    assert responses.ids.tolist() == [[7, 0, 0, 0], [10, 11, 8, 0]]
-    assert responses.mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-
-
-def test_a_response_that_did_not_end_has_no_eos():
-    responses = encode(tiny.tokenizer(), ["a", "b"], ["good", "so bad"], ended=False)
-    assert responses.ids.tolist() == [[7, 0], [10, 8]]
-    assert responses.mask.int().tolist() == [[1, 0], [1, 1]]
-
-
-@pytest.mark.parametrize(("texts", "came"), [([], "[]"), ("a b", "'a b'")])
-def test_encoded_prompts_are_a_list_of_texts(texts, came):
-    with refuses("encode_prompts: texts", came):
-        encode_prompts(tiny.tokenizer(), texts)
-
-
-@pytest.mark.usefixtures("without_hook")
-def test_a_prompt_that_is_no_string_is_refused_by_its_number():
-    with refuses("encode_prompts: text 1", "3"):
-        encode_prompts(tiny.tokenizer(), ["a", 3])
-
-
-def test_an_empty_prompt_is_refused_by_its_number():
-    with refuses("left_pad: row 1", "none"):
-        encode_prompts(tiny.tokenizer(), ["a", ""])
-
-
-def test_each_prompt_has_its_response():
-    with refuses("encode: responses", "1"):
-        encode(tiny.tokenizer(), ["a", "b"], ["a"])
 
 
 def test_trim_drops_the_columns_that_are_padding_in_every_row():
@@ -153,25 +96,3 @@ def test_columns_reach_the_score_and_the_rollout_of_a_trainer():
     assert seen == [{"answer": ["A B", "C", "D E F", "B B B A"], "number": [0, 1, 2, 3]}]
     assert rollout.scores.tolist() == [0.0, 1.0, 2.0, 3.0]
     assert rollout[tensor([2, 0])].responses.columns["number"] == [2, 0]
-
-
-@pytest.mark.usefixtures("without_hook")
-@pytest.mark.parametrize(
-    ("rows", "argument", "came"),
-    [
-        ([{"prompt": "a", "x": 1}, {"prompt": "b"}], "row 1", "{'prompt': 'b'}"),
-        ([{"prompt": "a"}, {"prompt": "b", "x": 1}], "row 1", "{'prompt': 'b', 'x': 1}"),
-        ([{"text": "a"}], "row 0", "{'text': 'a'}"),
-        ([{"prompt": "a"}, "b"], "row 1", "'b'"),
-        (["a", {"prompt": "b"}], "text 1", "{'prompt': 'b'}"),
-        ([{"prompt": "a"}, {"prompt": 3}], "text 1", "3"),
-        ([3], "text 0", "3"),
-    ],
-)
-def test_rows_that_do_not_have_the_same_columns_are_refused_by_their_number(rows, argument, came):
-    with refuses(f"encode_prompts: {argument}", came):
-        split_columns(rows)
-
-
-def test_split_columns_leaves_texts_without_columns():
-    assert split_columns(["a", "b"]) == (["a", "b"], {})

@@ -7,12 +7,20 @@ import pytest
 import torch
 from torch import nn, tensor
 from torch.testing import assert_close
-from transformers import DynamicCache
+from transformers import DynamicCache, MambaConfig, MambaForCausalLM, RwkvConfig, RwkvForCausalLM
 
 from minippo import token_log_probs
 from minippo.checks import definitions as slow
 from minippo.models import PolicyWithValue, frozen_copy
-from minippo.rollout import Responses, _inverse_cdf, encode, encode_prompts, evaluate, generate
+from minippo.rollout import (
+    Responses,
+    _cache_name,
+    _inverse_cdf,
+    encode,
+    encode_prompts,
+    evaluate,
+    generate,
+)
 from tests import tiny
 from tests.shapes import refuses
 
@@ -384,3 +392,68 @@ def test_the_cache_goes_to_the_argument_that_the_model_has_for_it(name, adapted)
     ids, mask = encode_prompts(tiny.tokenizer(), tiny.PROMPTS)
     generate(policy, ids, mask, max_new_tokens=3, eos_token_id=-1)
     assert seen == [(True, ids.shape[1]), (True, 1), (True, 1)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [(MambaForCausalLM, MambaConfig), (RwkvForCausalLM, RwkvConfig)]
+)
+def test_a_model_that_takes_no_cache_of_keys_and_values_is_refused(kind, config):
+    """It swallowed the cache's name, and read each token of a response on its own."""
+    model = kind(config(vocab_size=12, hidden_size=8, num_hidden_layers=2))
+    with refuses("generate: the policy", f"a {kind.__name__}"):
+        sample(PolicyWithValue(model).eval())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own
+def test_the_cache_of_a_compiled_model_is_that_of_the_model():
+    # Its own forward takes anything; nothing is compiled before the first call.
+    assert _cache_name(torch.compile(tiny.language_model())) in ("cache", "past_key_values")
+
+
+def bent(by):
+    """A policy whose logits go through a function, with the number of the token."""
+    policy, calls = tiny.policy(), []
+
+    def hook(module, inputs, logits):
+        calls.append(1)
+        return by(logits.clone(), len(calls) - 1)
+
+    policy.language_model.lm_head.register_forward_hook(hook)
+    return policy
+
+
+def spoilt(value, at, where=slice(None)):
+    def by(logits, token):
+        logits[0, -1, where] = value if token == at else logits[0, -1, where]
+        return logits
+
+    return by
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize(
+    ("value", "where"), [(NAN, 3), (NAN, slice(None)), (INF, 3), (-INF, slice(None))]
+)
+def test_logits_that_are_not_finite_are_named_by_their_token(greedy, value, where):
+    """They gave the token after the last, and an IndexError in the next forward pass."""
+    ids, mask = encode_prompts(tiny.tokenizer(), ["a b", "c"])
+    for at in (0, 2):
+        with pytest.raises(FloatingPointError, match=rf"^generate: .* not finite at token {at}$"):
+            generate(
+                bent(spoilt(value, at, where)), ids, mask, max_new_tokens=3, eos_token_id=-1,
+                uniforms=None if greedy else torch.rand(2, 3),
+            )  # fmt: skip
+
+
+def test_a_temperature_at_which_the_logits_overflow_is_an_error_of_theirs():
+    with pytest.raises(FloatingPointError, match="not finite at token 0"):
+        sample(tiny.policy(), temperature=1e-39)
+
+
+def test_tokens_may_be_ruled_out_by_minus_infinity():
+    def by(logits, token):
+        return logits.index_fill(-1, tensor([0, 3]), -INF)
+
+    responses = sample(bent(by), time=20)
+    assert responses.mask.all()
+    assert not torch.isin(responses.ids, tensor([0, 3])).any()

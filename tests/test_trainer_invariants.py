@@ -22,6 +22,7 @@ TEXTBOOK = {
     for name, value in dataclasses.asdict(PPOConfig.textbook()).items()
     if value != getattr(PPOConfig(), name)
 }
+pytestmark = tiny.too_fast
 SWITCHES = {
     "the defaults": {},
     "sequence advantages": SEQUENCE,
@@ -41,7 +42,11 @@ SWITCHES = {
     "temperature 1.4, sequence ratios": BANDIT | {"temperature": 1.4},
     "an entropy bonus": {"entropy_coef": 0.05},
     "no whitening, no clipping of values": {"whiten_advantages": False, "value_clip_range": None},
-    "a bootstrap": {"bootstrap_truncated": True, "max_new_tokens": 16},
+    "two lambdas": {"lam_critic": 1.0},
+    "a lambda per length": {"lam_alpha": 0.5, "max_new_tokens": 16},
+    "a dual clip": {"dual_clip": 1.5},
+    "means of responses": {"loss_mean": "responses"},
+    "a constant mean, sequence ratios": BANDIT | {"loss_mean": "constant"},
     "a penalty for a missing end": {"missing_eos_penalty": 1.0},
     "a reference renewed now and then": {"reference_update_every": 2},
     "an adaptive KL": {"kl_target": 1.0, "kl_horizon": 20},
@@ -101,6 +106,7 @@ def test_a_policy_that_does_not_learn_never_moves(name):
     assert weights_hash(trainer.policy) == before
 
 
+@tiny.another_reference
 def test_a_ratio_to_another_reference_does_not_start_at_one():
     # Guards the tests above: they could see it.
     trainer = tiny.trainer(
@@ -161,9 +167,8 @@ def test_the_reference_is_not_the_policy():
 
 
 def test_a_reference_that_is_renewed_must_be_a_model():
-    policy, config = tiny.shallow(), PPOConfig(**tiny.SMALL, reference_update_every=1)
-    trainer = PPOTrainer(policy, None, tiny.spread, tiny.tokenizer(), config)
-    trainer.n_rollouts = 1
+    trainer = tiny.trainer(reference_update_every=1)
+    trainer.reference, trainer.n_rollouts = None, 1  # as with an adapter
     with refuses("PPOTrainer: reference", "None"):
         trainer.collect(PROMPTS)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -127,6 +128,12 @@ def difference(one: PPOTrainer, other: PPOTrainer) -> float:
 def weights(module: nn.Module) -> dict[str, Tensor]:
     """A copy of the weights, to be compared with later ones."""
     return {name: x.detach().clone() for name, x in module.state_dict().items()}
+
+
+# Where a test moves so far on purpose that a user would be warned.
+too_fast = pytest.mark.filterwarnings("ignore:PPOTrainer. the first update")
+# Where a test trains against another model on purpose.
+another_reference = pytest.mark.filterwarnings("ignore:PPOTrainer. policy and reference differ")
 
 
 def spread(responses: Responses) -> Tensor:

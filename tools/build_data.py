@@ -87,8 +87,8 @@ def build_world(out: Path) -> None:
         print(f"[{time.time() - started:5.0f} s] {text}", flush=True)
 
     say("texts")
-    write_jsonl(out / "prompts-train.jsonl", [{"prompt": p} for p in world.PROMPTS_TRAIN])
-    write_jsonl(out / "prompts-held-out.jsonl", [{"prompt": p} for p in world.PROMPTS_HELD_OUT])
+    write_jsonl(out / "prompts-train.jsonl.bz2", [{"prompt": p} for p in world.PROMPTS_TRAIN])
+    write_jsonl(out / "prompts-held-out.jsonl.bz2", [{"prompt": p} for p in world.PROMPTS_HELD_OUT])
     rng = random.Random(SEEDS["held out"])
     held_out = {world.sample(rng) for _ in range(N_HELD_OUT)}
     rng = random.Random(SEEDS["base"])

@@ -95,7 +95,12 @@ def masked_var(x: Rows, mask: Mask) -> float:
 
 
 def whiten(x: Rows, mask: Mask, keep_mean: bool = False) -> Rows:
-    """(x - mean) / sqrt(variance + 1e-8), zero on padding."""
+    """(x - mean) / sqrt(variance + 1e-8), zero on padding; a single number stays as it is."""
+    if sum(leaves(mask)) == 1:
+        return [
+            [y if m else 0.0 for y, m in zip(*pair, strict=True)]
+            for pair in zip(x, mask, strict=True)
+        ]
     mean, scale = masked_mean(x, mask), math.sqrt(masked_var(x, mask) + 1e-8)
     return [
         [(y - mean) / scale + keep_mean * mean if m else 0.0 for y, m in zip(*pair, strict=True)]

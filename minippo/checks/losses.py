@@ -68,6 +68,7 @@ probability_ratio = Check(
     definition=each(definitions.probability_ratio),
     cases=_ratio_cases,
     slopes=("log_probs",),
+    no_slopes=("old_log_probs",),
 )
 
 
@@ -122,6 +123,7 @@ clipped_surrogate = Check(
     definition=each(_surrogate),
     cases=_surrogate_cases,
     slopes=("ratio",),
+    no_slopes=("advantages",),
     optional=("dual_clip",),
     regions=SIGNS | BAND,
 )
@@ -148,6 +150,7 @@ penalty_surrogate = Check(
     definition=each(definitions.penalty_surrogate),
     cases=_penalty_cases,
     slopes=("ratio", "kl"),
+    no_slopes=("advantages",),
     regions=SIGNS,
 )
 
@@ -175,6 +178,7 @@ value_loss = Check(
     definition=each(_value_loss),
     cases=_value_cases,
     slopes=("values",),
+    no_slopes=("returns", "old_values"),
     optional=("old_values", "clip_range"),
 )
 

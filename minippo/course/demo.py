@@ -1,6 +1,7 @@
 """`minippo demo`: PPO, the third stage of RLHF, on the shipped world in about a minute."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +9,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from minippo import plots
-from minippo.commands import quiet
 from minippo.data import DATA, load_prompts
 from minippo.kl import kl_k1
 from minippo.models import PolicyWithValue, frozen_copy, load_policy
 from minippo.ppo import PPOConfig
-from minippo.responses import decode, encode_prompts
+from minippo.practice.train import quiet
 from minippo.rollout import collect
 from minippo.scores import Score, load_score
+from minippo.texts import decode, encode_prompts
 from minippo.trainer import PPOTrainer
 from minippo.worlds import reviews as world
 
@@ -55,6 +56,11 @@ def examine(
         "proxy": float(rollout.scores.mean()),
         "kl": float(kl.mean()),
     }
+
+
+def main(options: Namespace) -> int:
+    """Run `minippo demo` with its parsed options."""
+    return demo(options.seed, options.output)
 
 
 def demo(seed: int, output: Path) -> int:

@@ -23,8 +23,9 @@ Write the functions in `my_ppo.py`. They are the course's, but where a docstring
 use that convention instead of minippo's.
 
 Inputs and shapes are those of the lessons; True in a mask is a real token; half precision is
-converted to float32; junk (including NaN) under a mask changes nothing. You may use all of minippo
-except the functions you are asked to write.
+converted to float32; junk (including NaN) under a mask changes nothing; no gradient flows to what
+is data (old log-probs, advantages, returns, old values). You may use all of minippo except the
+functions you are asked to write.
 """
 
 

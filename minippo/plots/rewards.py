@@ -67,7 +67,7 @@ def over_optimisation(kl: Numbers, proxy: Numbers, gold: Numbers) -> Figure:
     """Plot the reward paid (proxy) and the reward meant (gold) against the KL spent.
 
     One point per checkpoint. What to see: both rise at first; then the proxy keeps rising while
-    gold falls (Goodhart; Gao et al. 2023 measured its shape). The cursor is where gold is highest.
+    gold falls (Goodhart; Gao et al. 2022 measured its shape). The cursor is where gold is highest.
     The gap is meaningful only if both have the same scale and the same zero.
     """
     picture = OverOptimisation(kl, proxy, gold)

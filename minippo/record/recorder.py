@@ -72,8 +72,8 @@ class Recorder:
     def _answer(self, trainer: Any, step: int) -> None:
         # Imported here so that reading a recorded run does not load transformers.
         from minippo.models import frozen_copy
-        from minippo.responses import encode_prompts
         from minippo.rollout import collect, evaluate
+        from minippo.texts import encode_prompts
 
         config, tokenizer, policy = trainer.config, trainer.tokenizer, trainer.policy.eval()
         generator = torch.Generator().manual_seed(self.seed)

@@ -144,7 +144,7 @@ def in_place_on_a_copy(x, mask, *, keep_mean=False):
 
 def as_a_maximum_of_losses(ratio, advantages, clip_range):
     clipped = torch.clamp(ratio, min=1 - clip_range, max=1 + clip_range)
-    return torch.max(-advantages * ratio, -advantages * clipped)
+    return torch.max(-advantages.detach() * ratio, -advantages.detach() * clipped)
 
 
 def with_expm1(log_probs, ref_log_probs):
@@ -162,12 +162,20 @@ def with_expm1(log_probs, ref_log_probs):
         ("clipped_surrogate", as_a_maximum_of_losses),
         ("kl_k3", with_expm1),
         ("bradley_terry_loss", lambda c, r: -torch.nn.functional.logsigmoid(c.float() - r.float())),
-        ("value_loss", lambda values, returns: (returns - values).square().div(2)),
+        ("value_loss", lambda values, returns: (returns.detach() - values).square().div(2)),
     ],
 )  # fmt: skip
 def test_other_right_implementations_pass(name, function):
     result = CHECKS[name](function)
     assert result.passed, result
+
+
+def test_the_idea_comes_before_what_is_data():
+    """A leak is named once the rest is right; before, the mistake itself is."""
+    leaky = checks.value_loss(lambda values, returns: 0.5 * (values - returns) ** 2)
+    assert leaky.headline == "not yet: data not detached."
+    both = checks.value_loss(lambda values, returns: (values - returns) ** 2)
+    assert both.headline == "not yet: half forgotten."
 
 
 # ---- wrong as people are wrong ---------------------------------------------------------------

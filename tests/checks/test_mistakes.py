@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minippo.checks import mistakes
-from minippo.checks.mistakes import CATALOGUE
+from minippo.checks.mistakes import ATTACHED, CATALOGUE
 
 FOLDER = Path(mistakes.__file__).parent
 TOPICS = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
@@ -19,7 +19,7 @@ def said(topic):
 
 def flags(tree):
     """The strings on the left of `in flags`; names stand for the string constants of any topic."""
-    constants = {
+    constants = {"ATTACHED": ATTACHED} | {
         node.targets[0].id: node.value.value
         for topic in TOPICS
         for node in ast.parse((FOLDER / f"{topic}.py").read_text(encoding="utf-8")).body

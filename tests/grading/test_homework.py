@@ -38,7 +38,9 @@ def test_a_convention_by_hand():
     case = next(iter(asked.generate(0)))
     v, r = case.inputs["values"][0][0], case.inputs["returns"][0][0]
     assert asked.expected(case).value[0][0] == pytest.approx((v - r) ** 2)
-    assert asked(lambda values, returns: (values - returns) ** 2).passed
+    assert asked(lambda values, returns: (values - returns.detach()) ** 2).passed
+    leak = asked(lambda values, returns: (values - returns) ** 2)
+    assert leak.headline == "not yet: data not detached."
     assert not asked(lambda values, returns: ((values - returns) ** 2).detach()).passed
 
 

@@ -12,10 +12,11 @@ from studies import common
 from torch import tensor
 from torch.testing import assert_close
 
-from minippo import commands, world
+from minippo import world
 from minippo.course import demo
 from minippo.models import frozen_copy, load_policy
 from minippo.ppo import PPOConfig
+from minippo.practice import train
 from minippo.record import Recorder, load_run
 from minippo.reward_model import train_reward_model
 from minippo.rollout import (
@@ -41,7 +42,7 @@ SWITCHES = {
     "sketch": {"make": PPOConfig.textbook},
     "exact": {
         "kl_estimator": "exact", "kl_loss_coef": 0.1, "kl_loss_estimator": "exact",
-        "bootstrap_truncated": True, "reference_update_every": 1,
+        "lam_alpha": 1.0, "dual_clip": 3.0, "reference_update_every": 1,
     },
 }  # fmt: skip
 
@@ -181,7 +182,7 @@ def test_demo_train_and_the_studies_measure_run_on_another_device(
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     options = [text for name, value in given.items() for text in (f"--{name}", value)]
-    assert commands.train(*commands.train_options(options)) == 0
+    assert train.train(*train.train_options(options)) == 0
     assert (
         len(json.loads((tmp_path / "run" / "trainer.json").read_text(encoding="utf-8"))["history"])
         == 1

@@ -297,6 +297,7 @@ STRANGE = {
 }
 
 
+@tiny.too_fast
 @pytest.mark.parametrize("prompt", STRANGE.values(), ids=STRANGE)
 def test_strange_texts_can_be_prompts(prompt):
     policy, tokenizer = load_policy("tiny-gpt2-sft")

@@ -16,7 +16,9 @@ from minippo.models import frozen_copy, load_policy
 from minippo.ppo import PPOConfig
 from minippo.rollout import collect, encode_prompts, evaluate, generate, text_score
 from minippo.trainer import PPOTrainer, weights_hash
+from tests import tiny
 
+pytestmark = tiny.too_fast
 PROMPTS = load_prompts("prompts-train")[:6]
 
 

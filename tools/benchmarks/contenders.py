@@ -6,6 +6,7 @@ Each line "go" on standard input starts one iteration; the answer is one line of
 runs this file in its own environment, so only the parts for minippo and the floor import minippo.
 """
 
+import bz2
 import json
 import os
 import resource
@@ -68,7 +69,8 @@ class Setup:
             padding_side="left",
         )
         self.eos = self.tokenizer.eos_token_id
-        lines = (DATA / "prompts-train.jsonl").read_text(encoding="utf-8").splitlines()
+        packed = (DATA / "prompts-train.jsonl.bz2").read_bytes()
+        lines = bz2.decompress(packed).decode().splitlines()
         prompts = [json.loads(line)["prompt"] for line in lines]
         self.prompts = [prompts[i % len(prompts)] for i in range(case.rows)]
         if case.prompt:

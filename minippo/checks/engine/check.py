@@ -124,13 +124,16 @@ class Check:
         order = sorted(range(len(cases)), key=lambda i: failures[i] is None)
         for mistakes in self.flawed.combinations():
             version = self.flawed.version([mistake.name for mistake in mistakes])
-            if not all(alike(seen[i], self.observe(version, cases[i]), cases[i]) for i in order):
+            observed = ((i, self.observe(version, cases[i])) for i in order)
+            if not all(alike(seen[i], x, cases[i], self.slopes) for i, x in observed):
                 continue
-            # A mistake that no case exercises, e.g. in an omitted keyword, explains nothing.
-            first = cases[order[0]]
-            if failure(first, self.expected(first), self.observe(version, first)):
+            if self.explains(version, cases[order[0]]):
                 return mistakes
         return ()
+
+    def explains(self, version: Function, case: Case) -> bool:
+        """Whether a version fails, too: a mistake in an omitted keyword explains nothing."""
+        return failure(case, self.expected(case), self.observe(version, case)) is not None
 
     def _called(self, function: Function, inputs: dict[str, Any]) -> Any:
         """Call it, by default with tensors by position and the rest as the reference takes it."""

@@ -47,7 +47,10 @@ class Variant(Check):
         order = sorted(range(len(cases)), key=lambda i: failures[i] is None)
         for flags, mistakes in self._candidates():
             version = self.flawed.version(flags)
-            if all(alike(seen[i], self.observe(version, cases[i]), cases[i]) for i in order):
+            observed = ((i, self.observe(version, cases[i])) for i in order)
+            if not all(alike(seen[i], x, cases[i], self.slopes) for i, x in observed):
+                continue
+            if self.explains(version, cases[order[0]]):
                 return mistakes
         return ()
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ATTACHED = "data not detached"
+
 
 @dataclass(frozen=True)
 class Mistake:
@@ -56,9 +58,10 @@ class Flawed:
         return functools.partial(self.function, frozenset(flags))
 
     def combinations(self, at_most: int = 2) -> Iterator[tuple[Mistake, ...]]:
-        """Yield each mistake alone, then each pair."""
+        """Yield each mistake alone, then each pair; a leak is named once the idea is right."""
         for size in range(1, at_most + 1):
-            yield from itertools.combinations(self.mistakes, size)
+            kept = [m for m in self.mistakes if size == 1 or m.name != ATTACHED]
+            yield from itertools.combinations(kept, size)
 
 
 CATALOGUE: dict[str, Flawed] = {}

@@ -4,10 +4,14 @@ import torch
 from torch import Tensor, maximum, minimum, where
 from torch.nn.functional import softplus
 
-from minippo.checks.mistakes import flawed
+from minippo.checks.mistakes import ATTACHED, flawed
 from minippo.checks.mistakes.log_probs import CUT, HALF, _cut, _wide
 
 OBJECTIVE = "sign turned"
+
+
+def _data(x: Tensor, flags: frozenset[str]) -> Tensor:
+    return x if ATTACHED in flags else x.detach()
 
 
 @flawed(
@@ -39,10 +43,18 @@ def bradley_terry_loss(
     return _cut(loss, flags)
 
 
-@flawed("log-ratio instead of ratio", "upside down", "quotient of log-probs", "clamped", CUT, HALF)
+@flawed(
+    "log-ratio instead of ratio",
+    "upside down",
+    "quotient of log-probs",
+    "clamped",
+    ATTACHED,
+    CUT,
+    HALF,
+)
 def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     """exp(log p - log p_old)."""
-    new, old = _wide(log_probs, flags), _wide(old_log_probs, flags)
+    new, old = _wide(log_probs, flags), _wide(_data(old_log_probs, flags), flags)
     difference = old - new if "upside down" in flags else new - old
     if "clamped" in flags:
         difference = difference.clamp(-1.0, 1.0)
@@ -61,6 +73,7 @@ def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: T
     "minimum before the advantage",
     "product clipped",
     "band around zero",
+    ATTACHED,
     "gradient cut",
 )
 def clipped_surrogate(
@@ -72,7 +85,7 @@ def clipped_surrogate(
     dual_clip: float | None = None,
 ) -> Tensor:
     """-min(r * A, clip(r) * A)."""
-    r, low, high = ratio, 1 - clip_range, 1 + clip_range
+    r, low, high, advantages = ratio, 1 - clip_range, 1 + clip_range, _data(advantages, flags)
     if "band around zero" in flags:
         low, high = -clip_range, clip_range
     if "clipped above only" in flags:
@@ -132,13 +145,18 @@ def clip_is_active(
 
 
 @flawed(
-    OBJECTIVE, "KL rewarded", "coefficient on the advantage", "coefficient forgotten", "KL detached"
+    OBJECTIVE,
+    "KL rewarded",
+    "coefficient on the advantage",
+    "coefficient forgotten",
+    "KL detached",
+    ATTACHED,
 )
 def penalty_surrogate(
     flags: frozenset[str], ratio: Tensor, advantages: Tensor, kl: Tensor, *, coef: float
 ) -> Tensor:
     """-(r * A - coef * KL)."""
-    gain = ratio * advantages
+    gain = ratio * _data(advantages, flags)
     if "coefficient on the advantage" in flags:
         gain, coef = coef * gain, 1.0
     if "coefficient forgotten" in flags:
@@ -157,6 +175,7 @@ def penalty_surrogate(
     "clipped error alone",
     "clipped around zero",
     "clip ignored",
+    ATTACHED,
     "gradient cut",
 )
 def value_loss(
@@ -168,6 +187,7 @@ def value_loss(
     clip_range: float | None = None,
 ) -> Tensor:
     """0.5 * max of the two squared errors."""
+    returns = _data(returns, flags)
 
     def error(v: Tensor) -> Tensor:
         if "absolute error" in flags:
@@ -176,7 +196,7 @@ def value_loss(
 
     loss = error(values)
     if old_values is not None and clip_range is not None and "clip ignored" not in flags:
-        centre = old_values * ("clipped around zero" not in flags)
+        centre = _data(old_values, flags) * ("clipped around zero" not in flags)
         clipped = error(centre + (values - centre).clamp(-clip_range, clip_range))
         least = "minimum instead of maximum" in flags
         loss = minimum(loss, clipped) if least else maximum(loss, clipped)
@@ -185,17 +205,10 @@ def value_loss(
     return _cut(-loss if "sign turned" in flags else loss, flags)
 
 
-@flawed(
-    OBJECTIVE,
-    "advantages not detached",
-    "probability instead of its logarithm",
-    "advantage forgotten",
-    CUT,
-)
+@flawed(OBJECTIVE, ATTACHED, "probability instead of its logarithm", "advantage forgotten", CUT)
 def reinforce_loss(flags: frozenset[str], log_probs: Tensor, advantages: Tensor) -> Tensor:
     """-A * log p, with A constant."""
-    if "advantages not detached" not in flags:
-        advantages = advantages.detach()
+    advantages = _data(advantages, flags)
     if "advantage forgotten" in flags:
         advantages = torch.ones_like(advantages)
     p = log_probs.exp() if "probability instead of its logarithm" in flags else log_probs

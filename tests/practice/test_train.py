@@ -62,6 +62,7 @@ def test_train_writes_a_model_and_resume_goes_on_to_the_same_end(work, capsys):
         (["--reward", "gone.py:good"], "--reward must name an existing file, got gone.py"),
         (["--lam", "1.5"], "PPOConfig: lam must lie in [0, 1], got 1.5"),
         (["--max_new_tokens", "60"], "max_new_tokens=60 in 48 positions"),
+        (["--n_steps", "3", "--total_steps", "2"], "n_steps must be at most total_steps=2"),
         (["--resume"], "--output must hold a checkpoint for --resume, got run"),
         (["--log_with", "wandb"], "log_with must be installed and known to accelerate"),
     ],
@@ -72,6 +73,7 @@ def test_a_wrong_argument_of_train_gets_one_line_and_exit_code_1(work, capsys, c
     assert code == 1
     assert says in said
     assert "Traceback" not in said
+    assert not (work / "run").exists()
 
 
 def test_a_score_function_that_raises_is_shown_with_its_own_traceback_and_the_texts(work):
@@ -99,7 +101,7 @@ def test_an_optional_number_can_be_switched_off_and_a_flag_on(work):
 @pytest.mark.slow
 def test_ctrl_c_saves_a_step_boundary_and_says_how_to_resume(work):
     command = [sys.executable, "-m", "minippo", *train("--n_steps", "5000")]
-    settings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    settings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, cwd=work, env=settings, stderr=subprocess.PIPE, text=True)
     until((work / "run.previous").exists)  # two steps are done and saved
     assert process.poll() is None

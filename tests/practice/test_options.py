@@ -6,9 +6,10 @@ from typing import Literal
 
 import pytest
 
-from minippo import cli, commands
-from minippo.options import add_options, documented, take
+from minippo import cli
 from minippo.ppo import PPOConfig
+from minippo.practice.options import add_options, documented, take
+from minippo.practice.train import TrainArguments
 
 
 def test_help_explains_every_option_of_the_configuration_in_its_groups(capsys):
@@ -20,7 +21,7 @@ def test_help_explains_every_option_of_the_configuration_in_its_groups(capsys):
     assert places == sorted(places)
     lam, clip_range = said.index("\n  --lam "), said.index("\n  --clip_range ")
     assert places[1] < lam < places[2] < clip_range < places[3]
-    for kind in (commands.TrainArguments, PPOConfig):
+    for kind in (TrainArguments, PPOConfig):
         assert [name for _, name, _ in documented(kind)] == [f.name for f in fields(kind)]
     said = " ".join(said.split())
     assert "GAE's lambda; 0.95 (lm-human-preferences)" in said

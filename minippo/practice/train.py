@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from minippo._validate import fail
+from minippo.assumptions import check_run
 from minippo.checkpoint import is_checkpoint
 from minippo.data import load_prompts
 from minippo.models import frozen_copy, load_policy
-from minippo.options import add_options, take
 from minippo.ppo import PPOConfig
+from minippo.practice.options import add_options, take
 from minippo.scores import Score, load_score, text_score
 from minippo.trainer import PPOTrainer, Stats
 
@@ -67,6 +68,11 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainArguments, PPOConfig]:
     return take(options, TrainArguments), take(options, PPOConfig)
 
 
+def main(options: argparse.Namespace) -> int:
+    """Run `minippo train`, whose options are all in `options.rest`."""
+    return train(*train_options(options.rest))
+
+
 def train(options: TrainArguments, config: PPOConfig) -> int:
     """Run `minippo train` with its parsed options and return the exit code."""
     quiet()
@@ -89,6 +95,7 @@ def train(options: TrainArguments, config: PPOConfig) -> int:
     )
     if options.resume:
         trainer.resume(folder)
+    check_run(trainer, prompts, options.n_steps)  # a refused run leaves no folder behind
     trainer.save(folder)  # before the first step, so that an unwritable folder fails now
     with _Stopper() as stopper:
         trainer.callbacks += [_saver(folder, options.save_every), _reporter, stopper]

@@ -6,10 +6,12 @@ A comment `# ---- title ----` in the class starts a group.
 import argparse
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
+
+from minippo._validate import alternatives
 
 
 def documented(kind: type) -> list[tuple[str, str, str]]:
@@ -32,10 +34,12 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
         default = all_fields[name].default
         options: dict[str, Any] = {"help": text.replace("%", "%%"), "dest": name}
         options |= {"required": True} if default is MISSING else {"default": default}
-        if get_origin(kinds[name]) is Literal:
-            options["choices"] = get_args(kinds[name])
+        allowed = alternatives(kinds[name])
+        options["type"] = _reader(allowed)
+        if words := [kind for kind in allowed if isinstance(kind, str)]:
+            options["choices"] = [*words, None] if NoneType in allowed else words
+            options["metavar"] = "{" + ",".join([str(x).lower() for x in options["choices"]]) + "}"
         else:
-            options["type"] = _reader(kinds[name])
             options["metavar"] = getattr(kinds[name], "__name__", str(kinds[name])).upper()
         if kinds[name] is bool:
             options |= {"nargs": "?", "const": True}
@@ -47,16 +51,17 @@ def take(options: argparse.Namespace, kind: type) -> Any:
     return kind(**{f.name: getattr(options, f.name) for f in fields(kind)})
 
 
-def _reader(kind: Any) -> Callable[[str], Any]:
+def _reader(allowed: Sequence[Any]) -> Callable[[str], Any]:
     """Make the parser of an option's text; "none" switches an optional one off."""
-    allowed = get_args(kind) or (kind,)
 
     def read(text: str) -> Any:
         if NoneType in allowed and text.lower() == "none":
             return None
         if bool in allowed:
             return ("false", "true", "0", "1").index(text.lower()) % 2 == 1
-        return allowed[0](text)
+        return text if isinstance(allowed[0], str) else allowed[0](text)
 
-    read.__name__ = " or ".join("none" if k is NoneType else k.__name__ for k in allowed)
+    read.__name__ = " or ".join(
+        "none" if k is NoneType else str(getattr(k, "__name__", k)) for k in allowed
+    )
     return read

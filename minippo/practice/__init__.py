@@ -1,0 +1,1 @@
+"""What practitioners need around PPO: `minippo train`, its options, and adapters of rewards."""
