@@ -53,8 +53,8 @@ class PPOConfig:
     """lambda of the values' targets; None: that of the advantages. 1 beside a smaller `lam` is
     decoupled GAE (VC-PPO, Yuan et al. 2025)."""
     lam_alpha: float | None = bounded(None, above=True)
-    """alpha of a lambda per response, in place of `lam`: 1 - 1 / (alpha * length) (VAPO, Yue et al.
-    2025: 0.05 for thousands of tokens; for 26 tokens 0.77 is as 0.95)."""
+    """alpha of a lambda per response, in place of `lam`: 1 - 1 / (alpha * length). VAPO (Yue et al.
+    2025): 0.05, for thousands of tokens; at 26 tokens, alpha = 0.77 gives lambda = 0.95."""
     whiten_advantages: bool = True
     """Whiten over the whole rollout, before the epochs (lm-human-preferences: each minibatch). It
     divides by the advantages' deviation, so c2 and c3 are in units of it (beta, in the reward, is
@@ -148,7 +148,7 @@ class PPOConfig:
     gradient_checkpointing: bool = False
     """Save memory at the cost of one more forward pass."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """"bf16": forward passes in bfloat16, log-softmax in float32."""
+    """"bf16": forward passes in bfloat16; heads, log-softmax and weights in float32."""
 
     # ---- optimizer ----
     learning_rate: float = bounded(1e-3)

@@ -11,6 +11,7 @@ from minippo import (
     discounted_sum,
     explained_variance,
     gae,
+    length_adaptive_lambda,
     monte_carlo_returns,
     sequence_advantages,
     shape_rewards,
@@ -183,6 +184,32 @@ def test_lam_0_is_the_td_error_and_lam_1_the_return_minus_the_value():
     got = gae(rewards, values, REAL, gamma=0.9, lam=1.0)
     returns = double(slow.monte_carlo_returns(rewards.tolist(), RAGGED, 0.9))
     assert_close(got, torch.where(REAL, returns - values, 0.0))
+
+
+def test_a_kl_without_a_price_costs_nothing_even_if_it_is_infinite():
+    got = shape_rewards(tensor([2.0]), tensor([[INF, 0.5]]), tensor([[True, True]]), kl_coef=0)
+    assert got.tolist() == [[0.0, 2.0]]
+
+
+def test_a_lambda_per_length_by_hand():
+    # 1 - 1 / (2 * length), and 0 where that is negative: at alpha .25 for fewer than 4 tokens.
+    mask = tensor(slow.prefix_mask([1, 2, 5], 5))
+    assert_close(length_adaptive_lambda(mask, alpha=2.0), tensor([0.5, 0.75, 0.9]))
+    assert_close(length_adaptive_lambda(mask, alpha=0.25), tensor([0.0, 0.0, 0.2]))
+
+
+def test_a_lambda_per_response_is_that_lambda_in_its_row():
+    rewards, values, lambdas = drawn(3, 4).float(), drawn(3, 4).float(), [0.3, 0.0, 1.0]
+    got = gae(rewards, values, REAL, gamma=0.9, lam=tensor(lambdas))
+    for row, lam in enumerate(lambdas):
+        alone = gae(rewards[[row]], values[[row]], REAL[[row]], gamma=0.9, lam=lam)
+        assert_close(got[[row]], alone)
+
+
+@pytest.mark.parametrize("bad", [1.5, -0.25, NAN])
+def test_a_lambda_per_response_lies_between_0_and_1(bad):
+    with refuses("gae: lam", str(bad)):
+        gae(X, X, M, lam=tensor([bad]))
 
 
 @pytest.mark.parametrize("with_bootstrap", [False, True])
