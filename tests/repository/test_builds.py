@@ -13,8 +13,10 @@ from minippo import data
 from minippo.data import SHIPPED_STUDIES, load_study, load_texts, read_jsonl
 from minippo.models import load_policy, load_reward_model
 from minippo.record import load_run
+from tests import tiny
 
-pytestmark = pytest.mark.slow
+# A bug, or a run at a high rate, is seen by its first update.
+pytestmark = [pytest.mark.slow, tiny.too_fast]
 STUDIES = {"bugs": bugs, "hacking": hacking, "limits": limits, "alternatives": alternatives}
 FEW = {"rollout_size": 8, "minibatch_size": 8}
 SHORT = FEW | {"epochs": 1, "max_new_tokens": 4}
