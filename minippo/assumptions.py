@@ -1,7 +1,7 @@
-"""What a run takes for granted, measured once: before step 1, and on the first rollout.
+"""What a run takes for granted, measured once: before step 1, on the first rollout and update.
 
-Each of these would train without a word on something else than was meant. With several processes,
-all measure the same rows of the gathered rollout, so that all of them stop, or none.
+If one of these were false, training would silently do something else. With several processes, all
+measure the same rows of the gathered rollout, so that all of them stop, or none.
 """
 
 import warnings
@@ -24,7 +24,7 @@ ROWS = 8  # of the first rollout, from the shortest prompt to the longest
 
 
 def check_adapter(policy: PolicyWithValue) -> None:
-    """Where the reference is the policy without its adapter, nothing else of it may learn."""
+    """If the reference is the policy without its adapter, only the adapter may learn."""
     model: Any = policy.language_model
     adapter_off = getattr(model, "disable_adapter", nullcontext)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -36,7 +36,7 @@ def check_adapter(policy: PolicyWithValue) -> None:
 
 
 def check_run(trainer: Any, prompts: Sequence[Prompt], n_steps: int) -> None:
-    """Before step 1: every prompt is a text with room behind it, and the schedule is not over."""
+    """Before step 1: every prompt leaves room for a response, and the schedule covers the run."""
     config, limit = trainer.config, trainer.policy.context_length
     if config.total_steps is not None and n_steps > config.total_steps:
         must = f"be at most total_steps={config.total_steps} (the learning rate is 0 from there on)"
@@ -67,7 +67,7 @@ def check_first_rollout(trainer: Any, rollout: Rollout, uniforms: Tensor) -> Non
     weights = [p for m in (policy, trainer.reference or policy) for p in m.parameters()]
     exact = all(p.device.type == "cpu" and p.itemsize >= 4 for p in weights)  # GPUs round to TF32
     exact = exact and trainer.config.mixed_precision == "no"
-    few = 0 if exact else 0.1  # what rounding may do: another expert is asked
+    few = 0 if exact else 0.1  # rounding may send a token to another expert
     order = responses.prompt_mask.sum(1).argsort(stable=True).tolist()
     padded = responses[order[0] : order[0] + 1]  # the shortest prompt
     alone, n = padded.trim(), int(padded.mask.sum())

@@ -71,7 +71,7 @@ def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
     """Load a model of a kind (such as AutoModelForCausalLM) in float32, and its tokenizer.
 
     Whatever the folder does not hold, transformers fills with random numbers: a head that was never
-    trained is an error here, for the policy as for the judge.
+    trained is an error here, for a policy and for a reward model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -81,7 +81,7 @@ def load_pretrained(caller: str, kind: Any, path: str) -> tuple[Any, Any]:
     local = {**here, "trust_remote_code": False}
     with no_progress_bars():
         options = {"use_safetensors": True, "dtype": torch.float32, "adapter_kwargs": here, **local}
-        # Mismatched sizes too are left to us: transformers would say which ones in a log alone.
+        # We report mismatched sizes, too: transformers would name them only in a log.
         model, found = kind.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )

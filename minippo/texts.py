@@ -70,7 +70,7 @@ def encode_prompts(
 
 
 def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
-    """The rows of `encode_prompts`, one by one, so that 100,000 prompts need no memory."""
+    """The rows of `encode_prompts`, one by one, so that 100,000 prompts need little memory."""
     if tokenizer.eos_token_id is None:
         fail("encode_prompts", "tokenizer", "have an end-of-text token (eos_token)", "none")
     texts = split_columns(prompts)[0]
@@ -85,7 +85,7 @@ def with_start(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
     """Texts as tokens after the tokenizer's start, which is written once.
 
     A chat template may have written it already. What a tokenizer appends (an end of text, or
-    BERT's [SEP]) is left out: the text goes on.
+    BERT's [SEP]) is left out, because the text goes on.
     """
     longest = tokenizer(max(texts, key=len), return_special_tokens_mask=True)
     n = [*longest["special_tokens_mask"], 0].index(0)  # how many come before the text's own

@@ -143,8 +143,9 @@ class PPOTrainer:
             The history.
 
         Raises:
-            ValueError: before step 1, a prompt that is no text, empty or too long; more steps than
-                the schedule has; on the first rollout, whatever `minippo.assumptions` measures.
+            ValueError: before step 1, a prompt that is not a text, is empty or too long, or more
+                steps than the schedule has; on the first rollout, whatever `minippo.assumptions`
+                measures.
         """
         assumptions.check_run(self, prompts, n_steps)
         if self._log_with is not None:
