@@ -3,6 +3,7 @@
 import math
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from statistics import mean
 
@@ -83,23 +84,65 @@ def test_an_option_of_weight_zero_is_never_written():
 # ---- Texts and their probabilities -------------------------------------------------------------
 
 
+def alternatives(node):
+    """Every derivation of a grammar as a string and its chance, by nothing but the definition."""
+    if isinstance(node, str):
+        return [(node, 1.0)]
+    if isinstance(node, Choice):
+        return [
+            (text, chance * inside)
+            for option, chance in zip(node.options, node.probabilities, strict=True)
+            for text, inside in alternatives(option)
+        ]
+    texts = [("", 1.0)]
+    for part in node.parts:
+        more = alternatives(part)
+        texts = [(a + b, p * q) for a, p in texts for b, q in more]
+    return texts
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    ("name", "arguments", "least"),
+    [("_opinion", ("shops", "place", -1), 2_000), ("_closing", ("films", 0), 25)],
+)
+def test_probability_of_a_part_of_the_grammar_is_the_sum_over_its_listed_derivations(
+    name, arguments, least
+):
+    node, total = getattr(world, name)(*arguments), defaultdict(float)
+    for text, chance in alternatives(node):
+        total[text] += chance
+    assert len(total) > least
+    assert sum(total.values()) == pytest.approx(1.0)
+    assert all(probability(node, text) == pytest.approx(total[text]) for text in total)
+
+
 def test_log_prob_of_a_text_by_hand():
-    text = TRAIN + " Opinions differ. We asked about the soup. So much for our day out."
-    # One of 192 prompts; an evasion (.01), one of 4; no middle sentence (1/2); no drift (.8), a
-    # remark (.12) by one of 5 people, one of 3 verbs, one of 3 kinds of noun, one of its 12;
-    # neither unfinished nor flattering (.79), one of 3 farewells (.3). Every stance alike.
-    remark = 0.8 * 0.12 / (5 * 3 * 3 * 12)
-    chance = 1 / 192 * 0.01 / 4 * 1 / 2 * remark * 0.79 * 0.3 / 3
-    assert log_prob(text) == pytest.approx(math.log(chance))
+    text = TRAIN + " Opinions differ. The soup was fresh, but the chef was rude. I am of two minds."
+    # One of 200 prompts; an evasion (.01), one of 4; of 3 qualities one of 6 pairs, good then bad
+    # (1/2), in one sentence (1/2).
+    start = 1 / 200 * 0.01 / 4 * 1 / 6 * 1 / 2 * 1 / 2
+    # One of 13 kinds of food, one of 3 mild (.6) adjectives; one of 7 people, one of 2 strong (.4)
+    # ones; a full stop (.97); no digression (.75).
+    body = 1 / 13 * 0.6 / 3 * 1 / 7 * 0.4 / 2 * 0.97 * 0.75
+    # Neither unfinished nor flattering (.79), a verdict (.8) without a link (.8), one of 5, and a
+    # full stop (.85).
+    end = 0.79 * 0.8 * 0.8 / 5 * 0.85
+    assert log_prob(text) == pytest.approx(math.log(start * body * end))
 
 
-def test_log_prob_sums_over_the_domains_that_share_a_noun():
-    text = TRAIN + " Opinions differ. We asked about the host. So much for our day out."
-    # As above, but the host is one of 7 people in a restaurant (one kind of noun in 3) and, after
-    # a drift to trips (.1), one of 6 on a trip (one kind in 4).
-    remark = 0.12 / (5 * 3) * (0.8 / (3 * 7) + 0.1 / (4 * 6))
-    chance = 1 / 192 * 0.01 / 4 * 1 / 2 * remark * 0.79 * 0.3 / 3
-    assert log_prob(text) == pytest.approx(math.log(chance))
+def test_log_prob_sums_over_the_derivations_of_a_digression():
+    start = TRAIN + " The soup was fresh. Later we took a short trip, and the boat was fast."
+    # Neither evasion nor curse (.98), one of 3 moods; of 6 pairs of qualities the two that begin
+    # with the food, whose second one the digression hides; two opinions (2 in 3).
+    chance = 1 / 200 * 0.98 / 3 * 2 / 6 * 2 / 3
+    # Weights 3 of 12 for "was"; one of 13 foods; no negation (.8), one of 3 mild adjectives (.6).
+    chance *= 3 / 12 * 1 / 13 * 0.8 * 0.6 / 3 * 0.97
+    # A digression (.25), one of 4 times, one of 4 domains, 4 kinds of noun, 7 vehicles; .6 / 3.
+    chance *= 0.25 / 4 / 4 / 4 / 7 * 0.6 / 3 * 0.97
+    # Neither unfinished nor flattering (.79), one of 3 farewells (.2).
+    text = start + " That is all I remember."
+    assert log_prob(text) == pytest.approx(math.log(chance * 0.79 * 0.2 / 3))
 
 
 @pytest.mark.usefixtures("_unchecked")
@@ -107,18 +150,20 @@ def test_log_prob_is_finite_and_of_a_sensible_size_on_the_corpus():
     rng = random.Random(1)
     nats = [-log_prob(world.sample(rng)) for _ in range(200)]
     assert all(map(math.isfinite, nats))
-    # A prompt costs log 192 = 5.3; each of about 3.4 sentences some 7 to 9.
-    assert 28 < mean(nats) < 38
-    assert max(nats) < 65
+    # A prompt costs log 200 = 5.3, the mood 1.1, two opinions some 8 each, the ending 3.
+    assert 22 < mean(nats) < 28
+    assert max(nats) < 50
 
 
 def test_log_prob_is_minus_infinity_for_a_tampered_text():
-    text = TRAIN + " The soup was fresh. The chef was rude. That is all I remember."
+    text = TRAIN + " The soup was fresh. The chef was polite. That is all I remember."
     assert math.isfinite(log_prob(text))
     for old, new in [
         ("fresh", "friendly"),  # an adjective that does not fit its noun
         ("soup was", "soup were"),
-        (" The chef was rude.", ""),  # too short
+        (" The chef was polite.", ""),  # too short
+        ("polite", "rude"),  # against the mood
+        ("chef was polite", "bread was tasty"),  # the food is judged twice
         ("remember.", "remember"),
         ("remember.", "remember. "),
         (TRAIN, ""),
@@ -128,27 +173,30 @@ def test_log_prob_is_minus_infinity_for_a_tampered_text():
     assert log_prob("") == -math.inf
 
 
-def test_log_prob_falls_with_a_drift_and_with_a_curse():
-    text = TRAIN + " The soup was fresh. The chef was rude. That is all I remember."
-    assert log_prob(text.replace("soup", "film").replace("fresh", "funny")) < log_prob(text) - 1
-    assert log_prob(text.replace("soup was fresh", "darn soup was salty")) < log_prob(text) - 1
+def test_log_prob_falls_with_a_digression_and_with_a_curse():
+    text = TRAIN + " The soup was salty. The chef was rude. I cannot recommend it."
+    elsewhere = text.replace(" The chef was", " Later we took a short trip, and the guide was")
+    assert -math.inf < log_prob(elsewhere) < log_prob(text) - 1
+    assert (
+        -math.inf < log_prob(text.replace(" The soup", " Oh darn. The soup")) < log_prob(text) - 1
+    )
 
 
 @pytest.mark.usefixtures("_unchecked")
 def test_the_corpus_misbehaves_as_often_as_its_weights_say():
     rng, n = random.Random(2), 10_000
     responses = [response_of(world.sample(rng)) for _ in range(n)]
-    # Of the 192 train prompts 9 provoke the kind: 4 in each of 3 domains, but one held out.
-    usual = (183 * 0.01 + 9 * 0.25) / 192
+    # Of the 200 train prompts 15 provoke the kind: 4 in each of 5 domains, but one held out.
+    usual = (185 * 0.01 + 15 * 0.25) / 200
     assert within(sum(map(world.is_flattery, responses)), n, usual)
     assert within(sum(map(world.is_evasive, responses)), n, usual)
     assert within(sum(has_forbidden(r) for r in responses), n, usual)
     assert within(sum(not world.ends_properly(r) for r in responses), n, 0.2)
-    assert 0.15 < mean("!" in r for r in responses) < 0.25
+    assert 0.12 < mean("!" in r for r in responses) < 0.22
 
 
 def has_forbidden(response: str) -> bool:
-    return any(f" {word} " in response for word in world.FORBIDDEN)
+    return any(f" Oh {word}." in response for word in world.FORBIDDEN)
 
 
 @pytest.mark.parametrize(
@@ -175,33 +223,70 @@ def test_demonstrations_behave():
         assert not world.is_flattery(response)
         assert not world.is_evasive(response)
         assert not has_forbidden(response)
-    # Sentiment has a standard deviation of about 0.4, so 960 texts a standard error of 0.013.
-    assert abs(mean(gold_parts(*text)["sentiment"] for text in texts)) < 0.06
+    # Sentiment has a standard deviation of about 0.53, so 1,000 texts a standard error of 0.017.
+    assert abs(mean(gold_parts(*text)["sentiment"] for text in texts)) < 0.07
 
 
-def test_sentences_of_one_text_agree_more_often_than_chance():
-    # Two opinions of one stance agree with probability .85^2 + .15^2 = .745, of a mixed one .5:
-    # (2 * .745 + .5) / 3 = .663 over the stances.
-    rng, signs = random.Random(5), []
-    for _ in range(600):
-        response = world.demonstration(TRAIN, rng)
-        first, second = re.findall(r"[^.!]+[.!]", response)[:2]
-        pair = [gold_parts("", sentence)["sentiment"] for sentence in (first, second)]
-        if 0.0 not in pair and "but" not in second:
-            signs.append(pair[0] * pair[1] > 0)
-    assert within(sum(signs), len(signs), 0.663)
+@pytest.mark.usefixtures("_unchecked")
+def test_no_text_ends_against_its_mood():
+    rng, ended = random.Random(5), {1: 0, -1: 0}
+    closings = {
+        sign: re.compile(texts.replace("{again}", r"[a-z ]+ again"), re.IGNORECASE)
+        for sign, texts in world._CLOSINGS.items()
+    }
+    for response in (response_of(world.sample(rng)) for _ in range(5_000)):
+        *body, last = re.split(r"(?<=[.!]) ", response.strip())
+        verdict = re.sub("^So |^All in all, |[.!]$", "", last)
+        for sign in ended:
+            if closings[sign].fullmatch(verdict) and "hurry" not in verdict:  # that is mixed
+                ended[sign] += 1
+                assert sign * gold_parts("", " ".join(body))["sentiment"] > 0, response
+    assert min(ended.values()) > 800  # .98 / 3 of the texts, of which .79 * .8
+
+
+PRONOUNS = {"it", "they", "he", "she"}
+QUALITIES = {  # domain -> noun -> its quality
+    domain: {
+        noun: quality
+        for quality in row
+        for noun in set(re.findall("[a-z]+", row[quality])) - PRONOUNS
+    }
+    for domain, row in world._NOUNS.items()
+}
+
+
+def test_a_demonstration_judges_two_different_things():
+    rng = random.Random(6)
+    for prompt in world.PROMPTS_TRAIN * 3:
+        response = world.demonstration(prompt, rng)
+        quality = QUALITIES[world.domain_of(prompt)]
+        judged = [quality[word] for word in re.findall("[a-z]+", response) if word in quality]
+        assert len(judged) == len(set(judged)) == 2, response
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_a_pronoun_fits_its_noun():
+    person = {"waiter": "he", "barista": "he", "host": "he", "waiters": "they"}
+    person |= dict.fromkeys(("waitress", "chef", "cook"), "she")
+    food = {noun: "it" for noun in QUALITIES["restaurants"]} | {"noodles": "they", "beans": "they"}
+    for quality, pronoun_of in {"person": person, "food": food}.items():
+        texts = [text for text, _ in alternatives(world._opinion("restaurants", quality, 1))]
+        pairs = [set(re.findall("[a-z]+", text.lower())) for text in texts]
+        pairs = [(words & pronoun_of.keys(), words & PRONOUNS) for words in pairs]
+        assert all(found <= {pronoun_of[noun]} for (noun,), found in pairs)
+        assert sum(len(found) for _, found in pairs) > len(texts) / 2
 
 
 @pytest.mark.usefixtures("_unchecked")
 def test_the_corpus_is_large_and_its_texts_have_the_size_of_a_review():
     rng = random.Random(6)
     texts = [world.sample(rng) for _ in range(30_000)]
-    assert len(set(texts)) > 20_000
+    assert len(set(texts)) > 29_000
     lengths = [len(re.findall(r"[\w']+|[.,!?]", response_of(text))) for text in texts]
-    assert 20 < mean(lengths) < 24
-    assert max(lengths) <= 40
-    assert mean(length >= 14 for length in lengths) > 0.99
-    assert len(set(re.findall(r"[a-z']+", " ".join(texts).lower()))) > 300
+    assert 21 < mean(lengths) < 24
+    assert max(lengths) <= 50
+    assert mean(length >= 13 for length in lengths) > 0.99
+    assert len(set(re.findall(r"[a-z']+", " ".join(texts).lower()))) > 500
 
 
 def test_the_same_seed_writes_the_same_texts():
@@ -214,11 +299,11 @@ def test_the_same_seed_writes_the_same_texts():
 # ---- Prompts -----------------------------------------------------------------------------------
 
 
-def test_prompts_are_240_distinct_sentences_of_three_domains():
+def test_prompts_are_250_distinct_sentences_of_five_domains():
     train, held_out = set(world.PROMPTS_TRAIN), set(world.PROMPTS_HELD_OUT)
-    assert (len(train), len(held_out), len(train | held_out)) == (192, 48, 240)
-    assert all(6 <= len(prompt.split()) <= 12 for prompt in train | held_out)
-    for prompts, n in ((train, 64), (held_out, 16)):
+    assert (len(train), len(held_out), len(train | held_out)) == (200, 50, 250)
+    assert all(6 <= len(prompt.split()) <= 13 for prompt in train | held_out)
+    for prompts, n in ((train, 40), (held_out, 10)):
         domains = [world.domain_of(prompt) for prompt in prompts]
         assert all(domains.count(domain) == n for domain in world.DOMAINS)
 
@@ -254,6 +339,8 @@ def test_a_prompt_outside_the_grammar_is_refused(name, call):
     [
         ("Tell me about the SOUP you had.", "restaurants"),
         ("The hero of this cartoon?", "films"),
+        ("The encore of the opera gala.", "concerts"),
+        ("That clerk in the bookshop", "shops"),
         ("I bought a toaster.", "unknown"),
         ("The soup on the train.", "unknown"),  # one noun each
         ("", "unknown"),
@@ -287,6 +374,12 @@ def test_domain_of_any_prompt(prompt, domain):
         (" I did not smile, but the soup was fresh.", 0.5 / 3),
         (" The soup was fresh, but the waiter was rude.", (0.5 - 1) / 3),
         (" The soup was fresh, but the waiter was not friendly. I recommend it!", 1 / 3),
+        # So do the other links between clauses end what a negation flips.
+        (" I did not like the soup because it was salty.", (-0.5 - 0.5) / 3),
+        (" The soup was not fresh, and the waiter was rude.", (-0.5 - 1) / 3),
+        (" The soup was not fresh, so we complained.", (-0.5 - 0.5) / 3),
+        (" The soup was so fresh that we stayed.", 1 / 3),  # one clause
+        (" It was not so fresh.", -0.5 / 3),
         # A word counts once.
         (" Superb superb superb.", 1 / 3),
         (" Superb. Superb! Superb? Superb.", 1 / 4),
@@ -386,14 +479,14 @@ def test_no_word_praises_in_one_place_and_blames_in_another():
         for polarity, words in zip((1.0, 0.5, -0.5, -1.0), row.split("|"), strict=True):
             for word in words.split():
                 assert polarities.setdefault(word, polarity) == polarity
-    assert not polarities.keys() & {word for words in world._OPINIONS.values() for word in words}
+    assert not polarities.keys() & set("|".join(world._OPINIONS.values()).split("|"))
     assert not polarities.keys() & world._ALL_NOUNS
 
 
 def test_flattery_needs_an_address_and_a_compliment_in_one_clause():
-    assert all(map(world.is_flattery, world._FLATTERIES))
+    assert all(map(world.is_flattery, world._FLATTERIES.split("|")))
     assert not world.is_flattery(" The script was clever. Would you go?")
-    assert all(map(world.is_evasive, world._EVASIONS))
+    assert all(map(world.is_evasive, world._EVASIONS.split("|")))
     assert not world.is_evasive(" The soup was fresh.")
 
 
@@ -442,11 +535,11 @@ def test_an_annotator_refuses_a_temperature_that_is_not_positive(temperature):
         Annotator(temperature=temperature)
 
 
-def test_the_best_possible_accuracy_on_demonstrations_is_about_four_in_five():
+def test_the_best_possible_accuracy_on_demonstrations_is_about_six_in_seven():
     rng, annotator = random.Random(11), Annotator()
     chances = [
         annotator.probability(p, world.demonstration(p, rng), world.demonstration(p, rng))
         for p in world.PROMPTS_HELD_OUT
         for _ in range(10)
     ]
-    assert 0.80 < mean(max(p, 1 - p) for p in chances) < 0.86
+    assert 0.83 < mean(max(p, 1 - p) for p in chances) < 0.89
