@@ -8,12 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from minippo._validate import fail
+from minippo.plots._base import BAND, LINE, Picture, tidy
 from minippo.plots._base import COLOURS as SYMBOLS
-from minippo.plots._base import Picture, tidy
 
 History = Sequence[Mapping[str, float]]
 WINDOW = 3  # steps that are averaged before a curve is judged: one step is noisy
-BAND = "#DDDDDD"
 COLOURS = SYMBOLS | {"length": "#444444"}  # not a symbol of PPO's
 
 
@@ -117,7 +116,7 @@ class TrainingRun(Picture):
         grid = list(figure.subplots(2, 4, sharex=True).flat)
         legend = grid.pop(3)
         legend.axis("off")
-        box = {"facecolor": BAND, "edgecolor": "none"}
+        box = {"facecolor": BAND, "edgecolor": LINE}
         legend.text(0.5, 0.5, "grey: healthy", ha="center", transform=legend.transAxes, bbox=box)
         self._cursors: list[tuple[str, Any, Any]] = []
         for axes, (name, curve) in zip(grid, CURVES.items(), strict=True):
@@ -186,7 +185,7 @@ def _draw(axes: Any, name: str, history: History, seen: History) -> None:
     bottom, top = min(values + ends), max(values + ends)
     margin = 0.05 * (top - bottom) or 1.0
     tidy(axes, y=axes.get_ylabel())
-    axes.axhspan(low, min(high, top + 2 * margin), color=BAND, lw=0, zorder=0)
+    axes.axhspan(low, min(high, top + 2 * margin), fc=BAND, ec=LINE, lw=0.8, zorder=0)
     axes.plot(
         [int(stats["step"]) for stats in history], [float(stats[name]) for stats in history],
         curve.style, color=COLOURS[curve.symbol], lw=2, zorder=3,
