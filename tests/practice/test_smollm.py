@@ -60,6 +60,7 @@ def test_the_model_is_converted_once_and_then_found_by_its_name(home, package, c
     policy, tokenizer = load_policy(smollm.NAME)
     wanted = tiny.language_model(seed=5).state_dict()
     assert all(x.equal(wanted[k]) for k, x in policy.language_model.state_dict().items())
+    assert not hasattr(policy.language_model.config, "quantization_config")
     assert tokenizer.get_vocab() == tiny.tokenizer().get_vocab()
 
 
