@@ -63,6 +63,7 @@ OPTIONAL = {
     "clip_range_high", "value_clip_range", "kl_target", "reference_update_every",
     "micro_batch_size", "total_steps", "max_grad_norm", "target_kl_stop", "dual_clip",
     "loss_mean", "lam_critic", "lam_alpha",
+    "learning_rate",
 }  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def test_the_textbook_sketch_is_a_set_of_choices():
     # docs/seed_ppo_for_llms.txt: A = r - V, ratio to a renewed reference, c1 value, c2 entropy, c3.
     config = PPOConfig.textbook(learning_rate=0.5, entropy_coef=0.0)
     assert (config.advantage_level, config.ratio_level) == ("sequence", "sequence")
-    assert (config.ratio_to, config.reference_update_every) == ("reference", 1)
+    assert (config.ratio_to, config.reference_update_every) == ("reference", 4)
     assert (config.kl_coef, config.kl_loss_coef > 0, config.value_coef > 0) == (0.0, True, True)
     assert (config.learning_rate, config.entropy_coef) == (0.5, 0.0)
     assert PPOConfig.textbook().entropy_coef > 0

@@ -330,7 +330,7 @@ def measure_base(
 def measure_responses(policy: PolicyWithValue, tokenizer: PreTrainedTokenizerBase) -> Figures:
     """Measure the model's responses, 40 per held-out prompt.
 
-    `world.log_prob` knows the training prompts alone, so the grammar is asked about their responses.
+    `world.log_prob` knows only the training prompts: their responses are looked up in the grammar.
     """
     prompts = [prompt for prompt in world.PROMPTS_HELD_OUT for _ in range(40)]
     pairs = list(zip(prompts, respond(policy, tokenizer, prompts), strict=True))
