@@ -14,6 +14,8 @@ from minippo.widgets._explorer import Widget
 
 REDRAW = 1.0  # minimum seconds between two pictures
 NARROW = {"width": "7em"}  # a button's layout
+# Five lines of text: where an answer gets longer, the picture below does not jump.
+TEXTS = "<div style='line-height: 1.5; min-height: 9em'>{}</div>"
 
 
 class Dashboard(Widget):
@@ -142,9 +144,9 @@ class Dashboard(Widget):
             "before training" if first == 0 else f"at first (step {first})": before,
             f"now (step {step})": self._answer() if step > first else "…",
         }
-        self.sample.value = "".join(
-            f"<p><b>{name}</b> {html.escape(text)}</p>" for name, text in rows.items()
-        )
+        lines = [f"<b>{name}</b> {html.escape(text)}" for name, text in rows.items()]
+        paragraphs = "".join(f"<p style='margin: 0 0 0.4em'>{line}</p>" for line in lines)
+        self.sample.value = TEXTS.format(paragraphs)
         self._say()
 
     def _now(self) -> str:
@@ -168,7 +170,9 @@ class Dashboard(Widget):
             if self.error is not None:
                 self.sentence += f"; {type(self.error).__name__}: {self.error}"
             role = "status" if self.error is None else "alert"
-            self.text.value = f"<p role='{role}'>{html.escape(self.sentence)}.</p>"
+            self.text.value = (
+                f"<p role='{role}' style='margin: 0'>{html.escape(self.sentence)}.</p>"
+            )
             self.progress.value = len(history)
             self.progress.bar_style = "danger" if self.error else "success" if self._ended else ""
             self.toggle.description = "resume" if self._paused else "pause"
