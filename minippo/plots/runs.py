@@ -104,29 +104,42 @@ def health(history: History, *, step: int | None = None) -> str:
 
 
 class TrainingRun(Picture):
-    """The seven curves of a run over its steps, each on its healthy band, and a cursor."""
+    """The seven curves of a run over its steps, with their healthy bands, and a cursor."""
 
-    def __init__(self, history: History, *, title: str = "") -> None:
-        """`history`: the statistics of each step, as in `PPOTrainer.history`."""
-        _check("TrainingRun", history)
+    def __init__(self, history: History, *, title: str = "", n_steps: int | None = None) -> None:
+        """`history`: the statistics of each step, as in `PPOTrainer.history`.
+
+        `n_steps` fixes the x axis to a run that is not over, or has not yet begun.
+        """
+        if history or n_steps is None:
+            _check("TrainingRun", history)
         self._history = history
         self.steps = [int(stats["step"]) for stats in history]
-        figure = Figure(figsize=(9, 4.2), layout="constrained")
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
         figure.suptitle(title)
         grid = list(figure.subplots(2, 4, sharex=True).flat)
         legend = grid.pop(3)
         legend.axis("off")
         box = {"facecolor": BAND, "edgecolor": LINE}
-        legend.text(0.5, 0.5, "grey: healthy", ha="center", transform=legend.transAxes, bbox=box)
+        words = "grey: healthy\nno grey: always healthy"
+        legend.text(0.5, 0.5, words, ha="center", va="center", transform=legend.transAxes, bbox=box)
         self._cursors: list[tuple[str, Any, Any]] = []
         for axes, (name, curve) in zip(grid, CURVES.items(), strict=True):
-            _draw(axes, name, history, history)
+            if history:
+                _draw(axes, name, history, history)
+            else:
+                tidy(axes)
+                axes.set_yticks([])
             axes.set_title(curve.label + (f"\n({curve.unit})" if curve.unit else ""), fontsize=10)
-            line = axes.axvline(self.steps[0], color="#444444", ls=":", lw=1.2, visible=False)
+            line = axes.axvline(
+                (self.steps or [1])[0], color="#444444", ls=":", lw=1.2, visible=False
+            )
             (dot,) = axes.plot([], [], "o", ms=7, mfc="white", mec="black", mew=1.5, zorder=4)
             self._cursors.append((name, line, dot))
         for axes in grid[3:]:
             axes.set_xlabel("PPO step")
+        if n_steps is not None:  # the axes share it
+            grid[0].set_xlim(0, max(n_steps, *self.steps, 1) + 1)
         super().__init__(figure, [part for _, *parts in self._cursors for part in parts])
 
     def move(self, *, step: int | None = None) -> str:
@@ -142,13 +155,14 @@ class TrainingRun(Picture):
         return f"{numbers}. {health(self._history, step=place)}"
 
 
-def training_run(history: History, *, title: str = "") -> Figure:
+def training_run(history: History, *, title: str = "", n_steps: int | None = None) -> Figure:
     """Plot a run's score, KL, entropy, clip fraction, value loss, explained variance, length.
 
-    `history` as in `PPOTrainer.history`. What to see: the score rises at a price in KL to the
-    reference; the others stay in their grey bands. `health` says it in words.
+    `history` as in `PPOTrainer.history`; `n_steps` fixes the x axis to the length of a run that is
+    not over, or has not yet begun. What to see: the score rises at a price in KL to the reference;
+    a panel is grey where a curve is healthy, if it was ever not. `health` says it in words.
     """
-    return TrainingRun(history, title=title).figure
+    return TrainingRun(history, title=title, n_steps=n_steps).figure
 
 
 def training_run_panels(runs: Mapping[str, History]) -> Figure:
@@ -160,7 +174,7 @@ def training_run_panels(runs: Mapping[str, History]) -> Figure:
         fail("training_run_panels", "runs", "hold at least one run", "none")
     for name, history in runs.items():
         _check(f"training_run_panels, run {name!r}", history)
-    figure = Figure(figsize=(9, 6.8), layout="constrained")
+    figure = Figure(figsize=(9, 5.8), layout="constrained")
     grid = figure.subplots(len(CURVES), len(runs), sharex="col", sharey="row", squeeze=False)
     for row, (name, curve) in zip(grid, CURVES.items(), strict=True):
         words = curve.label.removesuffix(" to reference").replace(" ", "\n")
@@ -168,9 +182,8 @@ def training_run_panels(runs: Mapping[str, History]) -> Figure:
         row[0].set_ylabel(words + unit)
         for axes, history in zip(row, runs.values(), strict=True):
             _draw(axes, name, history, [stats for run in runs.values() for stats in run])
-            axes.grid(visible=False)  # a grid and soft edges would make it 30 KB
-            axes.lines[0].set_antialiased(False)
-            axes.locator_params(nbins=4)
+            axes.grid(visible=False)  # else it would be more than 20 KB
+            axes.locator_params(nbins=3)
     for top, bottom, title in zip(grid[0], grid[-1], runs, strict=True):
         top.set_title(title)
         bottom.set_xlabel("PPO step")
@@ -178,17 +191,23 @@ def training_run_panels(runs: Mapping[str, History]) -> Figure:
 
 
 def _draw(axes: Any, name: str, history: History, seen: History) -> None:
-    """Draw a curve on its band; the axis spans all values in `seen`."""
+    """Draw a curve, on its band if a value in `seen` is outside; the axis spans all of `seen`.
+
+    A band that nothing leaves would fill the panel and flatten the curve.
+    """
     curve, (low, high) = CURVES[name], band(name, history)
     values = [x for stats in seen if isfinite(x := float(stats[name]))]  # NaN: constant returns
-    ends = [x for x in (low, high) if isfinite(x)]
-    bottom, top = min(values + ends), max(values + ends)
+    bottom, top = min(values, default=0.0), max(values, default=1.0)
+    left = bottom < low or top > high
+    bottom, top = min(bottom, high), max(top, low)  # a band that was left is in sight
     margin = 0.05 * (top - bottom) or 1.0
     tidy(axes, y=axes.get_ylabel())
-    axes.axhspan(low, min(high, top + 2 * margin), fc=BAND, ec=LINE, lw=0.8, zorder=0)
+    if left:
+        axes.axhspan(low, min(high, top + 2 * margin), fc=BAND, ec=LINE, lw=0.8, zorder=0)
     axes.plot(
         [int(stats["step"]) for stats in history], [float(stats[name]) for stats in history],
-        curve.style, color=COLOURS[curve.symbol], lw=2, zorder=3,
+        curve.style, color=COLOURS[curve.symbol], lw=1.5, zorder=3, marker=".", markevery=[-1],
+        antialiased=False,  # soft edges make it up to 40 % larger
     )  # fmt: skip
     axes.set_ylim(bottom - margin, top + margin)
 

@@ -41,6 +41,11 @@ def test_the_demo_prints_its_table_and_draws_its_picture(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "gold reward (hidden; best 1.50)" in said
     assert said.count("before:") == said.count("after: ") >= 6
+    for step in range(0, demo.STEPS + 1, 6):
+        assert said.count(f"  step {step}: ") == 1
+    assert f"a prompt and its answers: {world.PROMPTS_HELD_OUT[0]}" in said
+    assert str(tmp_path / "run.png") in said
+    assert "make lab" in said.splitlines()[-1]
     assert (tmp_path / "run.png").stat().st_size > 5_000
 
 
