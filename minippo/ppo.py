@@ -90,9 +90,9 @@ class PPOConfig:
     (responses * max_new_tokens) (Dr. GRPO). None: "tokens". With ratio_level="sequence" the policy
     has one term per response and their mean; then this is about entropy and KL, which stay
     "tokens" unless "constant"."""
-    value_coef: float = bounded(0.5)
-    """c1, weight of the value loss; 0.5 (CleanRL); lm-human-preferences and TRL: 0.1; quoted 0.5
-    to 1."""
+    value_coef: float = bounded(0.1)
+    """c1, weight of the value loss; 0.1 (lm-human-preferences, TRL; CleanRL: 0.5); quoted 0.5 to 1.
+    Policy and values share a trunk: the larger the scores, the more of it the value loss takes."""
     critic_warmup: int = bounded(0)
     """Rollouts on which the value head alone learns (verl's critic_warmup)."""
     value_clip_range: float | None = bounded(0.2, above=True)

@@ -156,9 +156,8 @@ def test_the_defaults_are_those_of_the_sources_that_they_name():
         "Schulman et al. 2017, penalty": {"penalty_target": 0.01},
         "lm-human-preferences": {
             "gamma": 1.0, "lam": 0.95, "value_clip_range": 0.2, "entropy_coef": 0.0,
-            "kl_estimator": "k1", "whiten_advantages": True,
+            "kl_estimator": "k1", "whiten_advantages": True, "value_coef": 0.1,
         },
-        "CleanRL": {"value_coef": 0.5},
     }  # fmt: skip
     for source, values in sources.items():
         assert {name: getattr(PPOConfig(), name) for name in values} == values, source

@@ -59,9 +59,9 @@ N_DEMONSTRATIONS, DEMONSTRATION_EPOCHS = 4_000, 3
 N_PAIRS, N_HELD_OUT_PAIRS = 24_000, 4_000
 RECORDED_PROMPTS = world.PROMPTS_HELD_OUT[::8]
 RUNS = {  # name -> configuration, steps, steps between recorded responses
-    "healthy": (DEMO, STEPS, 1),
-    "no-kl": (replace(DEMO, kl_coef=0.0, total_steps=None), 60, 3),
-    "high-lr": (replace(DEMO, learning_rate=1e-2), STEPS, 1),
+    "healthy": (DEMO, STEPS, 2),
+    "no-kl": (replace(DEMO, kl_coef=0.0, total_steps=None), 120, 6),
+    "high-lr": (replace(DEMO, learning_rate=1e-2), STEPS, 2),
 }
 Figures = dict[str, Any]
 
@@ -150,7 +150,7 @@ def build_world(out: Path) -> None:
     body = GPT2ForSequenceClassification(model_config(tokenizer, num_labels=1))
     body.transformer.load_state_dict(policy_sft.language_model.transformer.state_dict())
     model = RewardModel(body)
-    config = FitConfig(epochs=2, minibatch_size=64, learning_rate=5e-4, warmup_steps=50)
+    config = FitConfig(minibatch_size=64, learning_rate=5e-4, warmup_steps=50)
     train_reward_model(model, *encode_pairs(tokenizer, train), config)
     save(body, tokenizer, out / "tiny-gpt2-reward")
     reward, _ = load_reward_model(out / "tiny-gpt2-reward")

@@ -21,9 +21,9 @@ from minippo.texts import decode, encode_prompts
 from minippo.trainer import PPOTrainer
 from minippo.worlds import reviews as world
 
-STEPS = 18  # PPO steps in the demo
+STEPS = 40  # PPO steps in the demo
 # lam = 1 is Monte Carlo: so small a model's value head is too weak to bootstrap from.
-DEMO = PPOConfig(lam=1.0, total_steps=STEPS)
+DEMO = PPOConfig(lam=1.0, rollout_size=64, minibatch_size=32, total_steps=STEPS)
 
 
 @torch.no_grad()

@@ -620,7 +620,7 @@ class Annotator:
         evasion_bias: Utility per evasive clause.
     """
 
-    temperature: float = 0.2
+    temperature: float = 0.4
     length_bias: float = 0.0
     flattery_bias: float = 0.0
     evasion_bias: float = 0.0
