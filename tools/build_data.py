@@ -61,7 +61,7 @@ RECORDED_PROMPTS = world.PROMPTS_HELD_OUT[::8]
 RUNS = {  # name -> configuration, steps, steps between recorded responses
     "healthy": (DEMO, STEPS, 2),
     "no-kl": (replace(DEMO, kl_coef=0.0, total_steps=None), 120, 6),
-    "high-lr": (replace(DEMO, learning_rate=1e-2), STEPS, 2),
+    "high-lr": (replace(DEMO, learning_rate=3e-3), STEPS, 2),
 }
 Figures = dict[str, Any]
 
@@ -179,7 +179,7 @@ def build_studies(out: Path, names: Sequence[str]) -> None:
     torch.set_num_threads(1)  # the same numbers, however many run at once
     for name in names:
         import_module(f"studies.{name}").main(out / "studies" / f"{name}.jsonl.bz2")
-    update_manifest(out)
+        update_manifest(out, {name: sha256(DATA / "tiny-gpt2-sft" / "model.safetensors")})
 
 
 def record_run(name: str, path: Path) -> None:
@@ -402,6 +402,7 @@ def write_manifest(out: Path, figures: Figures) -> None:
     """Write manifest.json: what each file must be, and what was measured when it was made."""
     manifest = {
         "files": list_files(out),
+        "worlds of studies": worlds_of_studies(out),
         "seeds": SEEDS,
         "versions": {
             "python": platform.python_version(),
@@ -414,10 +415,18 @@ def write_manifest(out: Path, figures: Figures) -> None:
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def update_manifest(out: Path) -> None:
-    """Update the files in manifest.json; keep the world's figures."""
+def worlds_of_studies(out: Path) -> dict[str, str]:
+    """Return, for each study, the sha256 of the SFT model in whose world its rows were made."""
+    file = out / "manifest.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return dict(kept.get("worlds of studies", {}))
+
+
+def update_manifest(out: Path, worlds: dict[str, str] | None = None) -> None:
+    """Update the files in manifest.json, and the worlds of new studies; keep the world's figures."""
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8")) | {
-        "files": list_files(out)
+        "files": list_files(out),
+        "worlds of studies": worlds_of_studies(out) | (worlds or {}),
     }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 

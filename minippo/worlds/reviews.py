@@ -611,7 +611,7 @@ class Annotator:
     """Choose between two responses by a noisy utility: the gold reward plus any biases.
 
     P(a over b) = sigmoid((u(a) - u(b)) / temperature), the Bradley-Terry model. At the default
-    temperature the best possible accuracy on pairs of demonstrations is about 0.86.
+    temperature the best possible accuracy on pairs of demonstrations is about 0.77.
 
     Attributes:
         temperature: Noise of the choice, in units of the gold reward; larger is noisier.

@@ -535,11 +535,11 @@ def test_an_annotator_refuses_a_temperature_that_is_not_positive(temperature):
         Annotator(temperature=temperature)
 
 
-def test_the_best_possible_accuracy_on_demonstrations_is_about_six_in_seven():
+def test_the_best_possible_accuracy_on_demonstrations_is_about_seven_in_nine():
     rng, annotator = random.Random(11), Annotator()
     chances = [
         annotator.probability(p, world.demonstration(p, rng), world.demonstration(p, rng))
         for p in world.PROMPTS_HELD_OUT
         for _ in range(10)
     ]
-    assert 0.83 < mean(max(p, 1 - p) for p in chances) < 0.89
+    assert 0.75 < mean(max(p, 1 - p) for p in chances) < 0.80
