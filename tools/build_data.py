@@ -423,7 +423,7 @@ def worlds_of_studies(out: Path) -> dict[str, str]:
 
 
 def update_manifest(out: Path, worlds: dict[str, str] | None = None) -> None:
-    """Update the files in manifest.json, and the worlds of new studies; keep the world's figures."""
+    """Update files and worlds of new studies in manifest.json; keep the world's figures."""
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8")) | {
         "files": list_files(out),
         "worlds of studies": worlds_of_studies(out) | (worlds or {}),

@@ -47,7 +47,7 @@ def test_models_texts_runs_and_studies_of_a_windows_clone_are_loaded(windows):
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    # 200 and 50 prompts, 4,000 demonstrations, 24,000 pairs; runs of 48, 120 and 48 steps: the card.
+    # Prompts, demonstrations and pairs; steps of the recorded runs: as the card has them.
     counts = ["[200, 50, 4000, 24000]", "[True, True, True, True]", "[48, 120, 48]"]
     assert done.stdout.splitlines() == counts
 

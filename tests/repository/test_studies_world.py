@@ -1,4 +1,4 @@
-"""Rows of a study that were made in another world than the shipped one say so where they are shown."""
+"""Rows of a study that come from an earlier world say so where they are shown."""
 
 import json
 import re
