@@ -424,10 +424,10 @@ def worlds_of_studies(out: Path) -> dict[str, str]:
 
 def update_manifest(out: Path, worlds: dict[str, str] | None = None) -> None:
     """Update files and worlds of new studies in manifest.json; keep the world's figures."""
-    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8")) | {
-        "files": list_files(out),
-        "worlds of studies": worlds_of_studies(out) | (worlds or {}),
-    }
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"] = list_files(out)
+    if worlds:
+        manifest["worlds of studies"] = worlds_of_studies(out) | worlds
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 

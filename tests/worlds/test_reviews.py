@@ -525,7 +525,8 @@ def test_a_biased_annotator_pays_for_its_bias(bias, plain, favoured, difference)
     assert fair.utility(BAKERY, favoured) == fair.utility(BAKERY, plain) == 0.0
     paid = biased.utility(BAKERY, favoured) - biased.utility(BAKERY, plain)
     assert paid == pytest.approx(difference)
-    assert biased.probability(BAKERY, favoured, plain) > 0.99
+    chance = 1 / (1 + math.exp(-difference / 0.4))
+    assert biased.probability(BAKERY, favoured, plain) == pytest.approx(chance)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
