@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from statistics import mean
 
 import pytest
