@@ -19,7 +19,7 @@ from tests import tiny
 from tests.soak import until
 
 SMALL = (
-    "--rollout_size 6 --minibatch_size 3 --max_new_tokens 5 --learning_rate 0.003 --save_every 2"
+    "--rollout_size 6 --minibatch_size 3 --max_new_tokens 5 --learning_rate 0.001 --save_every 2"
 ).split()
 
 
@@ -60,7 +60,7 @@ def test_train_writes_a_model_and_resume_goes_on_to_the_same_end(work, capsys):
 def test_train_shows_what_it_learns_and_says_where_it_is_and_what_to_type_next(work, capsys):
     assert cli.main(train("--n_steps", "5")) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "PPO on model: 5 steps of 6 responses, learning rate 0.003"
+    assert said[0] == "PPO on model: 5 steps of 6 responses, learning rate 0.001"
     assert said[1] == "a prompt and its answers: a b"
     answers = dict(line[7:].split(": ", 1) for line in said if line.startswith("  step "))
     assert list(answers) == ["0", "2", "4"]  # --save_every 2
