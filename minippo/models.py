@@ -130,8 +130,7 @@ def rate_by_size(model: nn.Module, *, at_a_million: float = 3e-4) -> float:
     Ten times as much for adapters, which are small and begin at zero.
     """
     n = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-    ten = 10 if hasattr(model, "peft_config") else 1
-    return ten * at_a_million * min(1.0, (n / 1e6) ** -0.634)
+    return at_a_million * (10 if hasattr(model, "peft_config") else 1) * min(1, (n / 1e6) ** -0.634)
 
 
 def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
-from math import isfinite, log
+from math import inf, isfinite, log
 from pathlib import Path
 
 import torch
@@ -90,8 +90,11 @@ class PPOTrainer:
                 fail("PPOTrainer", "reference", "be a model if it is to be renewed", "None")
             assumptions.check_adapter(policy)
         self.accelerator = make_accelerator(log_with=tracker(log_with), project_dir=str(log_dir))
-        rate = config.learning_rate
-        rate = rate_by_size(policy.language_model) if rate is None else rate
+        if (
+            rate := config.learning_rate
+        ) is None:  # a response's ratio is a product over its tokens
+            at = 3e-4 if config.ratio_level == "token" else 1e-4
+            rate = rate_by_size(policy.language_model, at_a_million=at)
         self.score, self.tokenizer = score, tokenizer
         self.config = config = replace(config, learning_rate=rate)
         self.callbacks, self.history = list(callbacks), list[Stats]()
@@ -236,8 +239,7 @@ class PPOTrainer:
             assumptions.check_first_update(self, rollout, stats)
         self.adapt(rollout, stats)
         self.history.append(stats)
-        every = config.reference_update_every
-        if every and len(self.history) % every == 0 and self.reference is not None:
+        if self.reference and len(self.history) % (config.reference_update_every or inf) == 0:
             self.reference.load_state_dict(self.policy.state_dict())
         return stats
 

@@ -186,7 +186,7 @@ def test_a_reference_that_is_renewed_must_be_a_model():
     [{}, SEQUENCE, BANDIT | {"entropy_coef": 0.1}, KL_IN_LOSS, {"policy_loss": "penalty"}],
 )
 def test_micro_batches_give_the_update_of_the_whole_minibatch(changes, size):
-    options = {"max_new_tokens": 10} | changes
+    options = {"max_new_tokens": 10, "learning_rate": 1e-3} | changes
     whole, parts = (tiny.run(2, micro_batch_size=n, **options) for n in (6, size))
     assert tiny.difference(whole, parts) < 1e-6
     assert tiny.difference(whole, tiny.trainer()) > 1e-3

@@ -85,6 +85,7 @@ def test_the_trainer_keeps_the_rate_that_it_found_and_one_that_it_was_given():
     found.step(PROMPTS)
     assert found.history[0]["learning_rate"] == found.learning_rate == 3e-4
     assert found.optimizer.param_groups[0]["lr"] == 3e-4
+    assert tiny.trainer(**tiny.BANDIT).learning_rate == 1e-4
 
 
 def test_adapters_do_not_count_and_learn_ten_times_as_fast(tmp_path):

@@ -52,7 +52,7 @@ def test_the_demo_prints_its_table_and_draws_its_picture(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_textbook_sketch_learns_on_the_shipped_world():
     policy, tokenizer = load_policy("tiny-gpt2-sft")
-    score, config = load_score("tiny-gpt2-reward", tokenizer), PPOConfig.textbook(total_steps=8)
+    score, config = load_score("tiny-gpt2-reward", tokenizer), PPOConfig.textbook(rollout_size=64)
     trainer = PPOTrainer(policy, frozen_copy(policy), score, tokenizer, config)
-    history = trainer.train(list(world.PROMPTS_TRAIN), 8, progress=False)
-    assert history[-1]["score"] > history[0]["score"] + 0.4  # 10 steps gave 0.27 to 1.41
+    history = trainer.train(list(world.PROMPTS_TRAIN), 12, progress=False)
+    assert history[-1]["score"] > history[0]["score"] + 0.5
