@@ -15,6 +15,7 @@ if __name__ == "__main__":
 from studies.common import SEEDS, Row, judged, make_rows, ppo
 from studies.fields import table
 
+from minippo.models import load_policy
 from minippo.ppo import PPOConfig
 
 N_STEPS = 24
@@ -37,7 +38,8 @@ def run(variant: str, seed: int) -> Row:
     """Train and judge one variant."""
     make, n = (PPOConfig, N_STEPS) if variant in RATES else (PPOConfig.textbook, N_STEPS // 2)
     trainer = ppo(make(**SIZE, seed=seed, **(RATES | TEXTBOOK)[variant]), n)
-    return judged(trainer.policy, trainer.reference, trainer.tokenizer, trainer.score)
+    first, _ = load_policy("tiny-gpt2-sft")  # the sketch has renewed its reference
+    return judged(trainer.policy, first.eval(), trainer.tokenizer, trainer.score)
 
 
 def main(path: Path) -> None:
