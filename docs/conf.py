@@ -31,7 +31,7 @@ napoleon_google_docstring = True
 napoleon_use_ivar = True
 add_module_names = False
 
-html_theme = "furo"
+html_theme, pygments_dark_style = "furo", "github-dark"  # the default underlines imports like links
 html_title = "minippo"
 html_extra_path = ["index.html"]
 html_static_path, html_css_files = ["site.css"], ["site.css"]

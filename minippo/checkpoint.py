@@ -113,10 +113,8 @@ def save(trainer: Any, folder: Path) -> None:
         "config": _config(trainer),
         "reference": None if renewed else trainer.reference_hash,
         "history": trainer.history,
-        "n_rollouts": trainer.n_rollouts,
         "kl_controller": trainer.kl_controller.coef,
         "penalty_controller": trainer.penalty_controller.coef,
-        "generator": bytes(trainer.generator.get_state().tolist()).hex(),
     }
 
     def write_model(made: Path) -> None:
@@ -150,12 +148,9 @@ def resume(trainer: Any, folder: Path) -> None:
     if state["reference"] is None and trainer.reference is not None:
         own = {k.removeprefix(REFERENCE): x for k, x in tensors.items() if k.startswith(REFERENCE)}
         trainer.reference.load_state_dict(own)
-    trainer.history, trainer.n_rollouts = state["history"], state["n_rollouts"]
-    trainer.within_step = False
+    trainer.history, trainer.within_step = state["history"], False
     trainer.kl_controller.coef = state["kl_controller"]
     trainer.penalty_controller.coef = state["penalty_controller"]
-    generator = torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8)
-    trainer.generator.set_state(generator)
 
 
 def reference_hash(trainer: Any) -> str:

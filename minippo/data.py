@@ -136,8 +136,7 @@ def _kind(path: Path) -> str | None:
 
 def _load_table(place: str) -> Any:
     """Load a file, a folder or a hub data set as a `datasets` table."""
-    path = Path(place)
-    kind = _kind(path)
+    kind = _kind(path := Path(place))
     if not path.exists() and (kind or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place)):
         must = "be an existing file or folder, a hub data set (owner/name), or "
         fail("load_prompts", "source", f"{must}one of prompts-train, prompts-held-out", place)

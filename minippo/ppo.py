@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import Literal, NamedTuple
 
 import torch
@@ -89,9 +90,9 @@ class PPOConfig:
     (responses * max_new_tokens) (Dr. GRPO). None: "tokens". With ratio_level="sequence" the policy
     has one term per response and their mean; then this is about entropy and KL, which stay
     "tokens" unless "constant"."""
-    value_coef: float = bounded(0.5)
-    """c1, weight of the value loss; 0.5 (CleanRL); lm-human-preferences and TRL: 0.1; quoted 0.5
-    to 1."""
+    value_coef: float = bounded(0.1)
+    """c1, weight of the value loss; 0.1 (lm-human-preferences, TRL; CleanRL: 0.5); quoted 0.5 to 1.
+    Policy and values share a trunk: the larger the scores, the more of it the value loss takes."""
     critic_warmup: int = bounded(0)
     """Rollouts on which the value head alone learns (verl's critic_warmup)."""
     value_clip_range: float | None = bounded(0.2, above=True)
@@ -127,8 +128,8 @@ class PPOConfig:
     """Target of `PenaltyKL` (policy_loss="penalty"), in nats per token; 0.01 (Schulman et al. 2017:
     0.003 to 0.03)."""
     reference_update_every: int | None = bounded(None, low=1)
-    """Copy the policy into the reference before every Nth rollout; None: never. 1 with
-    ratio_to="reference" is ratio_to="old", weight for weight."""
+    """Copy the policy into the reference after every Nth update; None: never. 1 with
+    ratio_to="reference" is ratio_to="old", up to rounding."""
 
     # ---- sampling ----
     temperature: float = bounded(1.0, above=True)
@@ -138,7 +139,7 @@ class PPOConfig:
     rollout_size: int = bounded(128, low=1)
     """Responses collected before an update; lm-human-preferences: 512."""
     seed: int = bounded(0)
-    """Seed for sampling and for the order of prompts and minibatches."""
+    """Seed of three streams per step: sampling, and the orders of prompts and minibatches."""
 
     # ---- batches ----
     epochs: int = bounded(2, low=1)
@@ -155,9 +156,10 @@ class PPOConfig:
     """"bf16": forward passes in bfloat16; heads, log-softmax and weights in float32."""
 
     # ---- optimizer ----
-    learning_rate: float = bounded(1e-3)
-    """Adam's learning rate (eps 1e-5); 1e-3 suits the shipped 1 M model; GPT-2: 1e-5
-    (lm-human-preferences) to 1.4e-5 (TRL 0.11)."""
+    learning_rate: float | None = bounded(None)
+    """Adam's learning rate (eps 1e-5). None: by the policy's size (`models.rate_by_size`), 3e-4 for
+    the shipped 1 M model, 1.4e-5 for GPT-2 (TRL 0.11; lm-human-preferences: 1e-5); a third of it
+    with one ratio per response, which is a product over its tokens."""
     warmup_steps: int = bounded(0)
     """Rollouts over which the learning rate rises."""
     total_steps: int | None = bounded(None, low=1)
@@ -215,11 +217,8 @@ class PPOConfig:
         """
         sketch: dict[str, object] = {
             "advantage_level": "sequence", "ratio_level": "sequence", "ratio_to": "reference",
-            "reference_update_every": 1, "kl_coef": 0.0, "kl_loss_coef": 0.05,
-            "kl_loss_estimator": "k2", "value_coef": 0.5, "value_clip_range": None,
-            "entropy_coef": 0.01,
-            # A response's ratio is a product over its tokens: at 1e-3 it overflows in a few steps.
-            "learning_rate": 2e-4,
+            "reference_update_every": 4, "kl_coef": 0.0, "kl_loss_estimator": "k2",
+            "value_coef": 0.5, "value_clip_range": None, "entropy_coef": 0.01, "kl_loss_coef": 0.05,
         }  # fmt: skip
         return cls(**(sketch | changes))  # type: ignore[arg-type]
 
@@ -265,6 +264,12 @@ def assign_credit(rollout: Rollout, config: PPOConfig, *, kl_coef: float) -> Cre
 def _on_last(x: Tensor, mask: Tensor) -> Tensor:
     """One number per response, put on its last real token."""
     return torch.zeros_like(mask, dtype=x.dtype).scatter(1, mask.sum(1, True) - 1, x.unsqueeze(1))
+
+
+def stream(seed: int, step: int, purpose: str) -> torch.Generator:
+    """The random numbers of one purpose in one step: nothing that ran before moves them."""
+    digest = sha256(f"{seed} {step} {purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def minibatches(n: int, config: PPOConfig, generator: torch.Generator) -> Iterator[Tensor]:
@@ -446,7 +451,10 @@ def summarise(rollout: Rollout, credit: Credit, done: list[Stats], config: PPOCo
 
 
 def scheduled_rate(step: int, config: PPOConfig) -> float:
-    """The learning rate after `step` updates: warm-up, then constant or falling to zero."""
+    """The learning rate after `step` updates: warm-up, then constant or falling to zero.
+
+    The trainer has replaced `learning_rate=None` by a number.
+    """
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     left = 1.0 if config.total_steps is None else max(0.0, 1 - step / config.total_steps)
-    return config.learning_rate * warm * left
+    return (config.learning_rate or 0.0) * warm * left

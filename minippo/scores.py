@@ -27,11 +27,10 @@ def check_scores(scores: Tensor, responses: Responses) -> Tensor:
     if tuple(scores.shape) not in ((batch,), (batch, time)):
         must = f"have shape [{batch}] or [{batch}, {time}]"
         fail("score", "the result", must, list(scores.shape))
-    finite = (
-        scores.isfinite() if scores.dim() == 1 else (scores.isfinite() | ~responses.mask).all(1)
-    )
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
+    bad = ~scores.isfinite()
+    bad = bad if bad.dim() == 1 else (bad & responses.mask).any(1)
+    if bad.any():
+        row = int(bad.nonzero()[0])
         ids = responses.ids[row][responses.mask[row]].tolist()
         fail("score", f"the score of row {row}", "be finite", f"{scores[row]} for tokens {ids}")
     return scores.detach().float().to(responses.ids.device)
@@ -142,18 +141,18 @@ def load_score(
     if body.config.num_labels > 1 or getattr(body, "score", None) is None:
         return _classifier_score(body, own, theirs, index, batch_size)
     model, same = RewardModel(body), own.get_vocab() == theirs.get_vocab()
+    judge = score_with(model)
     limit = getattr(model.body.config, "max_position_embeddings", None)
 
     @torch.no_grad()
     def score(responses: Responses) -> Tensor:
-        device = responses.ids.device
-        model.to(device)
+        model.to(responses.ids.device)
         judged = responses if same else _retokenize(theirs, own, responses)
         longest = int(judged.attention_mask.sum(1).max())
         if limit is not None and longest > limit:
             fail("load_score", "the responses", f"fit {limit} positions of {name}", longest)
-        rows = [judged[i : i + batch_size].trim() for i in range(0, len(judged), batch_size)]
-        return torch.cat([model(r.tokens.to(device), r.attention_mask.to(device)) for r in rows])
+        starts = range(0, len(judged), batch_size)
+        return torch.cat([judge(judged[i : i + batch_size].trim()) for i in starts])
 
     return score
 
@@ -202,10 +201,9 @@ def _retokenize(
     theirs: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, responses: Responses
 ) -> Responses:
     ended = ((responses.ids == theirs.eos_token_id) & responses.mask).any(1)
-    ends = [own.eos_token_id]
     prompts, texts = decode(theirs, responses)
     rows = [
-        prompt + own(text, add_special_tokens=False)["input_ids"] + ends * stop
+        prompt + own(text, add_special_tokens=False)["input_ids"] + [own.eos_token_id] * stop
         for prompt, text, stop in zip(with_start(own, prompts), texts, ended.tolist(), strict=True)
     ]
     ids, mask = left_pad(rows, own.eos_token_id)

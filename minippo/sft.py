@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from minippo._validate import bounded, check_fields, fail
 from minippo.losses import sft_loss
-from minippo.models import PolicyWithValue
+from minippo.models import PolicyWithValue, rate_by_size
 from minippo.responses import Responses
 from minippo.rollout import evaluate
 
@@ -25,9 +25,9 @@ class FitConfig:
     """Passes over the rows."""
     minibatch_size: int = bounded(64, low=1)
     """Rows per step."""
-    learning_rate: float = bounded(1e-3, above=True)
-    """The peak; 1e-3 suits the shipped 1 M models, 1e-5 to 5e-5 GPT-2 (lm-human-preferences: 5e-5
-    for the 124 M reward model)."""
+    learning_rate: float | None = bounded(None, above=True)
+    """The peak. None: by the model's size (`models.rate_by_size`), 1e-3 for the shipped 1 M models,
+    4.7e-5 for 124 M (lm-human-preferences: 5e-5 for the 124 M reward model)."""
     warmup_steps: int = bounded(20)
     """Steps from 0 to the peak."""
     max_grad_norm: float = bounded(1.0, above=True)
@@ -83,9 +83,9 @@ def fit(
     if n_rows < 1:
         fail("fit", "n_rows", "be 1 or more", n_rows)
     accelerator = make_accelerator()
-    optimizer = torch.optim.AdamW(
-        learning_weights("fit", model), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    rate = config.learning_rate or rate_by_size(model, at_a_million=1e-3)
+    learning, decay = learning_weights("fit", model), config.weight_decay
+    optimizer = torch.optim.AdamW(learning, lr=rate, weight_decay=decay)
     n_steps = config.epochs * -(-n_rows // config.minibatch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,

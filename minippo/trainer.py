@@ -8,9 +8,9 @@ tokens, because the mean of the means of ragged micro-batches has a different gr
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
-from math import isfinite, log
+from math import inf, isfinite, log
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from minippo.checkpoint import STATE, weights_hash
 from minippo.kl import AdaptiveKL, FixedKL, PenaltyKL, kl_k3
 from minippo.log_probs import token_log_probs
 from minippo.masking import masked_mean
-from minippo.models import PolicyWithValue
+from minippo.models import PolicyWithValue, rate_by_size
 from minippo.ppo import (
     Credit,
     PPOConfig,
@@ -33,6 +33,7 @@ from minippo.ppo import (
     minibatches,
     ppo_loss,
     scheduled_rate,
+    stream,
     summarise,
 )
 from minippo.processes import add_up, any_process, gather_rollout, share, tracker
@@ -85,9 +86,17 @@ class PPOTrainer:
             fail("PPOTrainer", "reference", "be a copy (frozen_copy(policy))", "the policy itself")
         learning = learning_weights("PPOTrainer", policy)
         if reference is None:
+            if config.reference_update_every:
+                fail("PPOTrainer", "reference", "be a model if it is to be renewed", "None")
             assumptions.check_adapter(policy)
         self.accelerator = make_accelerator(log_with=tracker(log_with), project_dir=str(log_dir))
-        self.score, self.tokenizer, self.config = score, tokenizer, config
+        if (
+            rate := config.learning_rate
+        ) is None:  # a response's ratio is a product over its tokens
+            at = 3e-4 if config.ratio_level == "token" else 1e-4
+            rate = rate_by_size(policy.language_model, at_a_million=at)
+        self.score, self.tokenizer = score, tokenizer
+        self.config = config = replace(config, learning_rate=rate)
         self.callbacks, self.history = list(callbacks), list[Stats]()
         self.minibatch_stats = list[Stats]()
         self.reference = None if reference is None else reference.to(self.accelerator.device)
@@ -95,16 +104,14 @@ class PPOTrainer:
             model, new_name = policy.language_model, "activation_checkpointing_enable"
             (getattr(model, new_name, None) or model.gradient_checkpointing_enable)()
         # fused: one call for all weights, and no temporary copies of them.
-        self.optimizer = torch.optim.Adam(learning, lr=config.learning_rate, eps=1e-5, fused=True)
+        self.optimizer = torch.optim.Adam(learning, lr=rate, eps=1e-5, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(policy, self.optimizer)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.n_rollouts = 0
         coef = config.kl_coef or config.kl_loss_coef
         self.kl_controller: FixedKL | AdaptiveKL = FixedKL(coef)
         if (target := config.kl_target) is not None:
             self.kl_controller = AdaptiveKL(coef, target=target, horizon=config.kl_horizon)
         self.penalty_controller = PenaltyKL(1.0, target=config.penalty_target)
-        self._log_with, self._stop, self.within_step = log_with, False, False
+        self._log_with, self._measured, self._stop, self.within_step = log_with, False, False, False
 
     @property
     def policy(self) -> PolicyWithValue:
@@ -177,16 +184,14 @@ class PPOTrainer:
     def collect(self, prompts: Sequence[Prompt]) -> Rollout:
         """Answer each prompt once; measure and score the answers.
 
-        With several processes, each answers its share and all get the whole rollout.
+        Changes nothing: until the next update, the same prompts get the same answers. With several
+        processes, each answers its share and all get the whole rollout.
         """
-        config, every = self.config, self.config.reference_update_every
-        if every and self.n_rollouts and self.n_rollouts % every == 0:
-            if self.reference is None:
-                fail("PPOTrainer", "reference", "be a model if it is to be renewed", "None")
-            self.reference.load_state_dict(self.policy.state_dict())
+        config = self.config
         ids, mask = encode_prompts(self.tokenizer, prompts)
         # Drawn for the whole batch and indexed by row: the same texts on any number of processes.
-        uniforms = torch.rand(len(ids), config.max_new_tokens, generator=self.generator)
+        generator = stream(config.seed, len(self.history), "sampling")
+        uniforms = torch.rand(len(ids), config.max_new_tokens, generator=generator)
         mine, columns = share(self.accelerator, len(ids)), split_columns(prompts)[1]
         self.policy.eval()
         with self.autocast():
@@ -206,10 +211,10 @@ class PPOTrainer:
             )
             if self.accelerator.num_processes > 1:
                 rollout = gather_rollout(rollout)
-            if not self.n_rollouts:
+            if not (self._measured or self.history):
                 assumptions.check_first_rollout(self, rollout, uniforms)
+        self._measured = True
         assumptions.check_kl(self, rollout)
-        self.n_rollouts += 1
         return rollout
 
     def update(self, rollout: Rollout) -> Stats:
@@ -220,19 +225,22 @@ class PPOTrainer:
                 weights stay as they were.
         """
         check_response_mask("PPOTrainer.update", rollout.mask)
-        credit = self.credit(rollout)
+        credit, config = self.credit(rollout), self.config
+        generator = stream(config.seed, len(self.history), "minibatches")
         self.minibatch_stats = done = list[Stats]()
         with self.learning(), checked_at_the_door():
-            for rows in minibatches(len(rollout), self.config, self.generator):
+            for rows in minibatches(len(rollout), config, generator):
                 done.append(self.descend(self.accumulate(rollout, credit, rows)))
                 if done[-1]["stopped"]:
                     break
         stats = {"step": len(self.history) + 1, **self.coefficients()}
-        stats |= summarise(rollout, credit, done, self.config)
+        stats |= summarise(rollout, credit, done, config)
         if not self.history:
             assumptions.check_first_update(self, rollout, stats)
         self.adapt(rollout, stats)
         self.history.append(stats)
+        if self.reference and len(self.history) % (config.reference_update_every or inf) == 0:
+            self.reference.load_state_dict(self.policy.state_dict())
         return stats
 
     # ---- the parts of an update ----------------------------------------------------------------
@@ -342,12 +350,10 @@ class PPOTrainer:
         k3 is unbiased and quiet, but one rare token that became common would decide its mean.
         """
         size = self.config.micro_batch_size or self.config.minibatch_size
-        parts = (rollout.responses[i : i + size] for i in range(0, len(rollout), size))
+        cut = (rollout.responses[i : i + size] for i in range(0, len(rollout), size))
         t = self.config.temperature
         with self.autocast():
-            new = [
-                token_log_probs(evaluate(self.policy, r)[0], r.ids, temperature=t) for r in parts
-            ]
+            new = [token_log_probs(evaluate(self.policy, r)[0], r.ids, temperature=t) for r in cut]
         capped = torch.minimum(torch.cat(new), rollout.log_probs + log(10))
         return float(masked_mean(kl_k3(rollout.log_probs, capped), rollout.mask))
 
@@ -393,12 +399,9 @@ class PPOTrainer:
 
 
 def _batch(prompts: Sequence[Prompt], step: int, config: PPOConfig) -> list[Prompt]:
-    """The prompts of a step: a function of the seed and the step, so nothing needs saving."""
-    n = len(prompts)
-    batch: list[Prompt] = []
-    for i in range(step * config.rollout_size, (step + 1) * config.rollout_size):
-        if i % n == 0 or not batch:
-            generator = torch.Generator().manual_seed((config.seed << 32) + i // n)
-            order = torch.randperm(n, generator=generator)
-        batch.append(prompts[int(order[i % n])])
-    return batch
+    """The prompts of a step; each pass over them is in an order of its own."""
+    n, begin = len(prompts), step * config.rollout_size
+    passes = range(begin // n, (begin + config.rollout_size - 1) // n + 1)
+    orders = [torch.randperm(n, generator=stream(config.seed, k, "prompts")) for k in passes]
+    rows = torch.cat(orders)[begin % n :][: config.rollout_size]
+    return [prompts[row] for row in rows.tolist()]

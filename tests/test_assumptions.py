@@ -112,7 +112,6 @@ def test_the_measurements_change_no_number_and_draw_none(monkeypatch):
     torch.manual_seed(5)
     second = without.collect(PROMPTS)
     assert torch.equal(state, torch.get_rng_state())
-    assert torch.equal(with_it.generator.get_state(), without.generator.get_state())
     assert all(torch.equal(x, second.tensors[name]) for name, x in first.tensors.items())
     assert torch.equal(first.responses.ids, second.responses.ids)
 
@@ -145,7 +144,7 @@ def test_a_sampler_that_disagrees_with_evaluate_is_an_error(precision):
         r"a GPT2LMHeadModel must sample what `evaluate` measures .*, got \d+ others of \d+ tokens"
     )
     with pytest.raises(ValueError, match=rf"^PPOTrainer\.collect: {must}\.$"):
-        collected(replaced(forgetful), mixed_precision=precision)
+        collected(replaced(forgetful), mixed_precision=precision, max_new_tokens=24)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +307,7 @@ def test_a_prompt_that_cannot_be_answered_is_found_before_the_first_step(bad, ar
     with pytest.raises(ValueError, match=rf"^{argument} must .*, got ") as caught:
         trainer.train(prompts, 5, progress=False)
     assert came in str(caught.value)
-    assert trainer.n_rollouts == 0
+    assert not trainer.history
     rows = [{"prompt": prompt, "answer": 1} for prompt in prompts]
     with pytest.raises(ValueError, match=rf"^{argument} must"):
         trainer.train(rows, 5, progress=False)
@@ -352,9 +351,9 @@ def first_update(**changes):
 
 
 def test_a_first_update_that_moves_the_policy_far_is_one_warning_with_what_to_turn():
-    trainer = first_update(learning_rate=0.05, clip_range=1.0, clip_range_high=99.0)
+    trainer = first_update(learning_rate=0.1, epochs=4, clip_range=1.0, clip_range_high=99.0)
     with pytest.warns(
-        UserWarning, match=r"moved the policy by [\d.]+ nats .*learning_rate \(0.05\)"
+        UserWarning, match=r"moved the policy by [\d.]+ nats .*learning_rate \(0.1\)"
     ):
         trainer.step(PROMPTS)
     trainer.step(PROMPTS)  # the first alone

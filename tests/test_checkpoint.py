@@ -282,7 +282,7 @@ def test_a_damaged_state_is_named_and_so_is_the_previous_checkpoint(saved, conte
 
 def test_an_altered_number_in_a_checkpoints_state_is_noticed(saved):
     text = (saved / "trainer.json").read_text(encoding="utf-8")
-    altered = text.replace('"n_rollouts": 2', '"n_rollouts": 3')
+    altered = text.replace('"step": 2,', '"step": 3,')
     assert altered != text
     (saved / "trainer.json").write_text(altered, encoding="utf-8")
     with pytest.raises(ValueError, match=r"trainer\.json is damaged; the previous checkpoint"):
@@ -389,7 +389,7 @@ def test_a_folder_that_a_kill_left_unfinished_does_not_stop_a_save(saved):
 
 
 def test_a_run_stopped_between_two_renewals_gets_its_renewed_reference_back(tmp_path):
-    # The reference is renewed before the fourth rollout, and not again before the seventh.
+    # The reference is renewed after the third update, and not again before the sixth has ended.
     changes = {"reference_update_every": 3}
     whole, first, second = train(make(**changes), 5), train(make(**changes), 4), make(**changes)
     first.save(tmp_path / "run")

@@ -55,5 +55,5 @@ def test_help_has_a_line_for_each_command_and_no_command_shows_it(capsys):
     with pytest.raises(SystemExit):
         cli.main([])
     lines = capsys.readouterr().err.splitlines()
-    for command in ("demo", "train", "grade", "homework"):
+    for command in ("demo", "train", "fetch", "grade", "homework"):
         assert any(re.match(rf"    {command}  +\w+", line) for line in lines)

@@ -63,6 +63,7 @@ OPTIONAL = {
     "clip_range_high", "value_clip_range", "kl_target", "reference_update_every",
     "micro_batch_size", "total_steps", "max_grad_norm", "target_kl_stop", "dual_clip",
     "loss_mean", "lam_critic", "lam_alpha",
+    "learning_rate",
 }  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def test_the_textbook_sketch_is_a_set_of_choices():
     # docs/seed_ppo_for_llms.txt: A = r - V, ratio to a renewed reference, c1 value, c2 entropy, c3.
     config = PPOConfig.textbook(learning_rate=0.5, entropy_coef=0.0)
     assert (config.advantage_level, config.ratio_level) == ("sequence", "sequence")
-    assert (config.ratio_to, config.reference_update_every) == ("reference", 1)
+    assert (config.ratio_to, config.reference_update_every) == ("reference", 4)
     assert (config.kl_coef, config.kl_loss_coef > 0, config.value_coef > 0) == (0.0, True, True)
     assert (config.learning_rate, config.entropy_coef) == (0.5, 0.0)
     assert PPOConfig.textbook().entropy_coef > 0
@@ -155,9 +156,8 @@ def test_the_defaults_are_those_of_the_sources_that_they_name():
         "Schulman et al. 2017, penalty": {"penalty_target": 0.01},
         "lm-human-preferences": {
             "gamma": 1.0, "lam": 0.95, "value_clip_range": 0.2, "entropy_coef": 0.0,
-            "kl_estimator": "k1", "whiten_advantages": True,
+            "kl_estimator": "k1", "whiten_advantages": True, "value_coef": 0.1,
         },
-        "CleanRL": {"value_coef": 0.5},
     }  # fmt: skip
     for source, values in sources.items():
         assert {name: getattr(PPOConfig(), name) for name in values} == values, source

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,19 @@ SIZES = {
     "n_layer": 4,
     "n_head": 4,
     "n_embd": 128,
-    "n_positions": 96,
+    "n_positions": 128,
     "activation_function": "gelu_pytorch_tanh",
 }
 VOCABULARY = 1024
 SEEDS = {"base": 1, "demonstrations": 2, "pairs": 3, "held out": 4, "models": 5}
 N_BASE, N_HELD_OUT = 150_000, 2_000
 N_DEMONSTRATIONS, DEMONSTRATION_EPOCHS = 4_000, 3
-N_PAIRS, N_HELD_OUT_PAIRS = 20_000, 4_000
+N_PAIRS, N_HELD_OUT_PAIRS = 24_000, 4_000
 RECORDED_PROMPTS = world.PROMPTS_HELD_OUT[::8]
 RUNS = {  # name -> configuration, steps, steps between recorded responses
-    "healthy": (DEMO, STEPS, 1),
-    "no-kl": (replace(DEMO, kl_coef=0.0, total_steps=None), 60, 3),
-    "high-lr": (replace(DEMO, learning_rate=1e-2), STEPS, 1),
+    "healthy": (DEMO, STEPS, 2),
+    "no-kl": (replace(DEMO, kl_coef=0.0, total_steps=None), 120, 6),
+    "high-lr": (replace(DEMO, learning_rate=3e-3), STEPS, 2),
 }
 Figures = dict[str, Any]
 
@@ -149,7 +150,7 @@ def build_world(out: Path) -> None:
     body = GPT2ForSequenceClassification(model_config(tokenizer, num_labels=1))
     body.transformer.load_state_dict(policy_sft.language_model.transformer.state_dict())
     model = RewardModel(body)
-    config = FitConfig(epochs=2, minibatch_size=64, learning_rate=5e-4, warmup_steps=50)
+    config = FitConfig(minibatch_size=64, learning_rate=5e-4, warmup_steps=50)
     train_reward_model(model, *encode_pairs(tokenizer, train), config)
     save(body, tokenizer, out / "tiny-gpt2-reward")
     reward, _ = load_reward_model(out / "tiny-gpt2-reward")
@@ -178,7 +179,7 @@ def build_studies(out: Path, names: Sequence[str]) -> None:
     torch.set_num_threads(1)  # the same numbers, however many run at once
     for name in names:
         import_module(f"studies.{name}").main(out / "studies" / f"{name}.jsonl.bz2")
-    update_manifest(out)
+        update_manifest(out, {name: sha256(DATA / "tiny-gpt2-sft" / "model.safetensors")})
 
 
 def record_run(name: str, path: Path) -> None:
@@ -233,9 +234,13 @@ def model_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> GPT2Conf
 
 
 def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a transformers folder in float16, loaded as float32, with a compact tokenizer."""
+    """Write a transformers folder in float16, loaded as float32, with a compact tokenizer.
+
+    Weights are rounded to bfloat16 first: git packs them in three quarters of the size, and
+    bfloat16 forward passes start from the same weights.
+    """
     shutil.rmtree(folder, ignore_errors=True)
-    model.half().save_pretrained(folder)
+    model.bfloat16().half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     compact(folder / "tokenizer.json")
 
@@ -323,11 +328,18 @@ def measure_base(
 
 
 def measure_responses(policy: PolicyWithValue, tokenizer: PreTrainedTokenizerBase) -> Figures:
-    """Measure the model's responses to held-out prompts, 40 per prompt."""
+    """Measure the model's responses, 40 per held-out prompt.
+
+    `world.log_prob` knows only the training prompts: their responses are looked up in the grammar.
+    """
     prompts = [prompt for prompt in world.PROMPTS_HELD_OUT for _ in range(40)]
     pairs = list(zip(prompts, respond(policy, tokenizer, prompts), strict=True))
     gold = torch.tensor([world.gold(p, r) for p, r in pairs])
+    known = [prompt for prompt in world.PROMPTS_TRAIN for _ in range(10)]
+    texts = map(str.__add__, known, respond(policy, tokenizer, known))
+    inside = [isfinite(world.log_prob(text)) for text in texts]
     return {
+        "in the grammar, training prompts": round(sum(inside) / len(inside), 3),
         "responses": len(pairs),
         "on topic": round(sum(world.on_topic(p, r) for p, r in pairs) / len(pairs), 3),
         "ends properly": round(sum(world.ends_properly(r) for _, r in pairs) / len(pairs), 3),
@@ -390,6 +402,7 @@ def write_manifest(out: Path, figures: Figures) -> None:
     """Write manifest.json: what each file must be, and what was measured when it was made."""
     manifest = {
         "files": list_files(out),
+        "worlds of studies": worlds_of_studies(out),
         "seeds": SEEDS,
         "versions": {
             "python": platform.python_version(),
@@ -402,11 +415,19 @@ def write_manifest(out: Path, figures: Figures) -> None:
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def update_manifest(out: Path) -> None:
-    """Update the files in manifest.json; keep the world's figures."""
-    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8")) | {
-        "files": list_files(out)
-    }
+def worlds_of_studies(out: Path) -> dict[str, str]:
+    """Return, for each study, the sha256 of the SFT model in whose world its rows were made."""
+    file = out / "manifest.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return dict(kept.get("worlds of studies", {}))
+
+
+def update_manifest(out: Path, worlds: dict[str, str] | None = None) -> None:
+    """Update files and worlds of new studies in manifest.json; keep the world's figures."""
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"] = list_files(out)
+    if worlds:
+        manifest["worlds of studies"] = worlds_of_studies(out) | worlds
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 

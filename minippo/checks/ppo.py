@@ -142,7 +142,7 @@ def _call_update(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
     policy = TablePolicy(inputs["logits"].clone(), inputs["values"].clone(), learn=True)
     numbers = {name: inputs[name] for name in UPDATE}
     n = len(inputs["tokens"])
-    config = PPOConfig(rollout_size=n, minibatch_size=n, **numbers)
+    config = PPOConfig(rollout_size=n, minibatch_size=n, value_coef=0.5, **numbers)
     before = where(inputs["mask"], inputs["values"], 0.0)
     rollout = _rollout(inputs | {"old_values": before}, scores=inputs["scores"], kl=inputs["kl"])
     optimizer = torch.optim.SGD(policy.parameters(), lr=inputs["learning_rate"])

@@ -127,7 +127,7 @@ def figure(
         row[0].set_ylabel(label)
         for axes, run in zip(row, runs, strict=True):
             for history, style in (
-                (healthy, {"color": "#999999", "ls": "--"}),
+                (healthy, {"color": COLOURS["reference"], "ls": "--"}),
                 (run, {"color": COLOURS[colour]}),
             ):
                 axes.plot([h["step"] for h in history], [h[name] for h in history], **style)

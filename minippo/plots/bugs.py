@@ -9,13 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from minippo._validate import fail
-from minippo.plots._base import COLOURS, STYLES, Picture, tidy
+from minippo.plots._base import BAND, COLOURS, LINE, STYLES, Picture, tidy
 
 Rows = Sequence[Mapping[str, Any]]
 HEALTHY, UNDECIDED = "healthy", "not yet"
 TAIL = 3  # a curve's end is the mean of this many last steps
 SAME = 1e-3  # a smaller gap does not count
-BAND = "#dddddd"
 # Statistic -> title, the symbol that gives its colour and line, whether its axis is logarithmic.
 CURVES = {
     "score": ("score", "reward", False),
@@ -27,7 +26,6 @@ CURVES = {
     "first_ratio_error": ("first ratio's error", "advantage", True),
     "explained_variance": ("explained variance", "value", False),
 }
-DARK = {"reference": "#555555"}  # on a grey band
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def _prepare(axes: Any, name: str, healthy: Sequence[Any], seen: Sequence[Any]) 
     steps = np.arange(1, values.shape[1] + 1)
     axes.fill_between(steps, values.min(0), values.max(0), color=BAND, lw=0, zorder=1)
     for edge in (values.min(0), values.max(0)):
-        axes.plot(steps, edge, color=BAND, lw=2.5, zorder=1)  # makes a band of zero width visible
+        axes.plot(steps, edge, color=LINE, lw=1, zorder=1)  # makes a band of zero width visible
     every = np.concatenate([values.ravel(), *(_numbers(run, name) for run in seen)])
     if logarithmic:
         axes.set_yscale("symlog", linthresh=0.1)
@@ -173,8 +171,7 @@ def _prepare(axes: Any, name: str, healthy: Sequence[Any], seen: Sequence[Any]) 
 
 def _look(name: str) -> dict[str, Any]:
     symbol = CURVES[name][1]
-    colour = DARK.get(symbol, COLOURS[symbol])
-    return {"color": colour, "ls": STYLES[symbol], "lw": 2, "zorder": 3}
+    return {"color": COLOURS[symbol], "ls": STYLES[symbol], "lw": 2, "zorder": 3}
 
 
 def _by_seed(rows: Rows, bug: str) -> dict[int, Mapping[str, Any]]:

@@ -7,10 +7,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from minippo import clip_is_active, clipped_surrogate, kl_k3, penalty_surrogate
-from minippo.plots._base import COLOURS, Picture, tidy
+from minippo.plots._base import BAND, COLOURS, LINE, Picture, tidy
 
 RATIOS = torch.linspace(0.0, 2.0, 401, dtype=torch.float64)
-FLAT = "#DDDDDD"
 
 
 def objective(ratios: Tensor, advantage: float, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -52,11 +51,11 @@ class Clipping(Picture):
     def _column(self, top: Any, bottom: Any) -> dict[str, Any]:
         part: dict[str, Any] = {}
         for name, axes in (("top", top), ("bottom", bottom)):
-            part[f"{name} flat"] = axes.axvspan(0, 1, color=FLAT, zorder=0)
+            part[f"{name} flat"] = axes.axvspan(0, 1, color=BAND, zorder=0)
             style = {"color": COLOURS["policy"], "lw": 2.5, "zorder": 3}
             (part[f"{name} curve"],) = axes.plot([], [], **style)
             for edge in ("low", "high"):
-                part[f"{name} {edge}"] = axes.axvline(1, color="#777777", ls=":", lw=1, zorder=1)
+                part[f"{name} {edge}"] = axes.axvline(1, color=LINE, ls=":", lw=1, zorder=1)
             marker = {
                 "marker": "o",
                 "ms": 9,
@@ -147,11 +146,11 @@ def clipping_panels(epsilons: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4)) -> Figur
             axes.plot(
                 RATIOS, value, style, color=COLOURS["policy"], lw=2, label=f"A = {advantage:+.0f}"
             )
-        axes.axvspan(1 - epsilon, 1 + epsilon, color=FLAT, zorder=0)
+        axes.axvspan(1 - epsilon, 1 + epsilon, color=BAND, zorder=0)
         axes.set_title(f"epsilon = {epsilon:g}")
         tidy(axes, x="ratio p / p_old")
     figure.axes[0].set_ylabel("objective")
-    figure.axes[0].legend(loc="lower left", fontsize=8)
+    figure.axes[0].legend(loc="lower left", fontsize=9)
     return figure
 
 
@@ -165,7 +164,7 @@ class ClipOrPenalty(Picture):
         for axes, y in zip(self._axes, ("objective", "slope"), strict=True):
             tidy(axes, x="ratio p / p_old", y=y)
             axes.set(xlim=(0, 2), ylim=(-3, 3))
-            axes.axvline(1, color="#777777", ls=":", lw=1)
+            axes.axvline(1, color=LINE, ls=":", lw=1)
         for name, symbol, style in (("PPO-Clip", "policy", "-"), ("PPO-Penalty", "kl", "--")):
             drawing = {"color": COLOURS[symbol], "ls": style, "lw": 2.5, "label": name}
             self._lines[name] = [axes.plot([], [], **drawing)[0] for axes in self._axes]
@@ -219,5 +218,5 @@ def clip_or_penalty_panels(coefs: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)) -> F
         axes.set(title=f"coefficient {coef:g}", ylim=(-2, 2))
         tidy(axes, x="ratio p / p_old")
     figure.axes[0].set_ylabel("objective")
-    figure.axes[0].legend(loc="lower right", fontsize=8)
+    figure.axes[0].legend(loc="lower right", fontsize=9)
     return figure

@@ -45,7 +45,7 @@ class CombinedLoss(Picture):
             places = [t + 0.24 * (i - 1) for t in range(5)]
             self._bars += axes.bar(
                 places, [0.0] * 5, 0.22, label=label, zorder=3, hatch=hatch,
-                color=COLOURS[symbol] if symbol != "entropy" else "white", edgecolor="black",
+                color=COLOURS[symbol], edgecolor="black",
             )  # fmt: skip
         (self._sum,) = axes.plot([], [], "D", ms=8, mfc="white", mec="black", label="sum", zorder=4)
         axes.legend(loc="upper right", fontsize=9, ncols=4)

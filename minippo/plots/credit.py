@@ -16,6 +16,11 @@ HEAT = colormaps["PuOr_r"].resampled(9)  # few colours: the stored PNG has 16
 ROWS = ("reward r", "value V", "TD error", "advantage A", "return R")
 
 
+def ink(share: float) -> str:
+    """Colour of a number on `HEAT` at this share (-1 to 1) of its range: 4.9:1 or more."""
+    return "white" if share < -5 / 9 or share > 7 / 9 else "black"
+
+
 def credit_table(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
     """[5, time]: reward, value, TD error, advantage and Monte-Carlo return per token."""
     r, v = (x.cpu().double().unsqueeze(0) for x in (rewards, values))
@@ -48,8 +53,7 @@ class Credit(Picture):
         axes.set_xticks(range(time), words, rotation=40, ha="right", fontsize=9)
         axes.set_xlabel("token of the response")
         axes.spines[:].set_visible(False)
-        centred: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 3}
-        centred["fontsize"] = 9 if time <= 14 else 6
+        centred: dict[str, Any] = {"zorder": 3, **_middle(time)}
         cells = [axes.text(t, i, "", **centred) for i in range(5) for t in range(time)]
         self._top, self._cells = top, cells[2 * time :]
         self._write(cells[: 2 * time], fixed)
@@ -58,7 +62,7 @@ class Credit(Picture):
     def _write(self, cells: Sequence[Text], numbers: Tensor) -> None:
         for text, x in zip(cells, numbers.flatten().tolist(), strict=True):
             text.set_text(f"{x + 0.0:.2f}")
-            text.set_color("white" if abs(x) > 0.6 * self._top else "black")
+            text.set_color(ink(x / self._top))
 
     def move(self, *, gamma: float = 1.0, lam: float = 0.95) -> str:
         """Show the credit for this discount and this lambda."""
@@ -105,6 +109,10 @@ def credit_panels(
     axes.spines[:].set_visible(False)
     for i, row in enumerate(table.tolist()):
         for t, x in enumerate(row):
-            colour = "white" if abs(x) > 0.6 * top else "black"
-            axes.text(t, i, f"{x:.2f}", ha="center", va="center", fontsize=8, color=colour)
+            axes.text(t, i, f"{x:.2f}", color=ink(x / top), **_middle(len(words)))
     return figure
+
+
+def _middle(time: int) -> dict[str, Any]:
+    """The look of a number in its cell; where cells are narrow, numbers stand upright."""
+    return {"ha": "center", "va": "center", "fontsize": 9, "rotation": 90 if time > 22 else 0}

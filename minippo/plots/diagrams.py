@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from minippo._validate import fail
+from minippo.plots._base import BAND, LINE, Picture
 from minippo.plots._base import COLOURS as SYMBOLS
-from minippo.plots._base import Picture
 
 Lit = str | Sequence[str]
 WIDE, HIGH = 0.82, 0.56  # a box, in columns and rows
-QUIET, BAND, LINE = "#666666", "#EEEEEE", "#777777"
+QUIET = "#666666"
 # Data (dashed) and boxes that combine several symbols have no colour.
 COLOURS = SYMBOLS | {"data": "#555555", "mixed": "#555555"}
 
@@ -90,11 +90,11 @@ class Diagram(Picture):
         names = self.lit(lit)
         for name, (patch, words) in self._boxes.items():
             symbol, on = self.BOXES[name].symbol, name in names
-            colour, dark = COLOURS[symbol], symbol in ("policy", "entropy", "data", "mixed")
+            colour, pale = COLOURS[symbol], symbol in ("old", "reward", "value", "advantage")
             patch.set(facecolor=colour if on else "white", edgecolor=colour, linewidth=2)
             patch.set_linestyle("--" if symbol == "data" else "-")
             words.set_weight("bold" if on else "normal")
-            words.set_color("white" if on and dark else QUIET if names and not on else "black")
+            words.set_color("white" if on and not pale else QUIET if names and not on else "black")
         return self.say(lit)
 
     @classmethod

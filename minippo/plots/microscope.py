@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from minippo._validate import fail
 from minippo.plots._base import Picture
-from minippo.plots.credit import HEAT
+from minippo.plots.credit import HEAT, ink
 
 Record = Mapping[str, Any]
 # Each quantity's neutral value and number format.
@@ -108,7 +108,7 @@ class _Strip:
         self._mesh.set_array(heat.reshape(self._size))
         for i, (word, number) in enumerate(zip(self.words, self.numbers, strict=True)):
             there = i < len(tokens)
-            colour = "white" if there and abs(heat[i]) > 5 / 9 else "black"
+            colour = ink(heat[i])  # black where there is no token
             word.set(text=_cut(tokens[i], LETTERS) if there else "", color=colour)
             number.set(text=_number(numbers[i], quantity) if there else "", color=colour)
 

@@ -18,7 +18,7 @@ PANELS = (
     ("entropy", "entropy (nats)", "entropy"),
     ("clip_fraction", "clip fraction", "policy"),
 )
-WIDTH, LINES = 100, 3  # of an answer: characters per line, lines
+WIDTH, LINES = 92, 3  # of an answer: characters per line, lines
 CURVES, PROMPT, ANSWER = 2.75, 0.28, 0.68  # heights in inches
 FAR = 50.0  # nats: if exceeded, the KL axis is logarithmic from 10 on
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from minippo._validate import fail
-from minippo.plots._base import COLOURS, Picture, tidy
+from minippo.plots._base import COLOURS, LINE, Picture, tidy
 
 Numbers = Sequence[float]
 Points = Sequence[tuple[float, float]]
@@ -35,7 +35,7 @@ class OverOptimisation(Picture):
         _curves(axes, self._kl, self._proxy, self._gold)
         axes.set_ylabel("reward")
         axes.legend(loc="best", fontsize=9)
-        (self._gap,) = axes.plot([], [], color="#777777", lw=6, alpha=0.5, zorder=2)
+        (self._gap,) = axes.plot([], [], color=LINE, lw=6, alpha=0.5, zorder=2)
         dots: dict[str, Any] = {"ls": "", "ms": 11, "mfc": "white", "mew": 2.5, "zorder": 5}
         (self._dot,) = axes.plot([], [], "o", mec=COLOURS["reward"], **dots)
         (self._square,) = axes.plot([], [], "s", mec=GOLD, **dots)
@@ -87,7 +87,7 @@ def over_optimisation_panels(runs: Mapping[str, tuple[Numbers, Numbers, Numbers]
     for axes, (name, points) in zip(grid, runs.items(), strict=True):
         kl, proxy, gold = _sorted(f"over_optimisation_panels, run {name!r}", *points)
         _curves(axes, kl, proxy, gold)
-        axes.axvline(kl[gold.argmax()], color="#777777", ls=":", lw=1.5)
+        axes.axvline(kl[gold.argmax()], color=LINE, ls=":", lw=1.5)
         axes.set_title(name)
     grid[0].set_ylabel("reward")
     grid[0].legend(loc="best", fontsize=9)

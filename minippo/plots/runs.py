@@ -8,12 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from minippo._validate import fail
+from minippo.plots._base import BAND, LINE, Picture, tidy
 from minippo.plots._base import COLOURS as SYMBOLS
-from minippo.plots._base import Picture, tidy
 
 History = Sequence[Mapping[str, float]]
 WINDOW = 3  # steps that are averaged before a curve is judged: one step is noisy
-BAND = "#DDDDDD"
 COLOURS = SYMBOLS | {"length": "#444444"}  # not a symbol of PPO's
 
 
@@ -41,20 +40,20 @@ class Curve(NamedTuple):
 CURVES = {
     # The only thing optimised: a run that ends below its start has only got worse.
     "score": Curve("score", "", "reward", "-", 0.0, inf, "change", "it unlearns", ""),
-    # lm-human-preferences steers to 6 nats for 24 tokens; our demo ends at 10, free at 270, in text
+    # lm-human-preferences steers to 6 nats for 24 tokens; our demo ends at 3, free at 430, in text
     # that no annotator has ever judged. Below 0 it is noise of k1 or a sign error.
     "kl": Curve(
         "KL to reference", "nats/response", "kl", "--", -0.5, 25.0, "",
         "a KL is never negative, so a sign is wrong",
         "it writes what the reward model has never judged",
     ),
-    # With a third of its entropy left a policy tries nothing new (our demo keeps two thirds); with
-    # far more than at the start (free: twice) it is losing its language.
+    # With a third of its entropy left a policy tries nothing new (our demo keeps nine tenths); with
+    # far more than at the start it is losing its language.
     "entropy": Curve(
         "entropy", "nats/token", "entropy", "-.", 1 / 3, 1.5, "start",
         "it says the same again and again", "it loses its language",
     ),
-    # Clipped tokens teach nothing. Our demo: 0.13 at first, then 0.01 to 0.09.
+    # Clipped tokens teach nothing. Our demo: 0.08 at first, then below 0.03.
     "clip_fraction": Curve(
         "clip fraction", "", "policy", "-", 0.0, 0.3, "", "", "steps are too large for the clip",
     ),
@@ -62,7 +61,8 @@ CURVES = {
     "value_loss": Curve(
         "value loss", "score²", "value", "--", 0.0, 2.0, "start", "", "the values diverge",
     ),
-    # 0 is a constant or an untrained value head; below 0 the values mislead (free: -3.4).
+    # 0 is a constant or an untrained value head; below 0 the values mislead (free: -22; our
+    # demo, whose c1 is small and whose scores end alike: down to -0.5).
     "explained_variance": Curve(
         "explained variance", "", "value", "-.", -0.1, 1.0, "",
         "the values are worse than a constant", "",
@@ -105,29 +105,42 @@ def health(history: History, *, step: int | None = None) -> str:
 
 
 class TrainingRun(Picture):
-    """The seven curves of a run over its steps, each on its healthy band, and a cursor."""
+    """The seven curves of a run over its steps, with their healthy bands, and a cursor."""
 
-    def __init__(self, history: History, *, title: str = "") -> None:
-        """`history`: the statistics of each step, as in `PPOTrainer.history`."""
-        _check("TrainingRun", history)
+    def __init__(self, history: History, *, title: str = "", n_steps: int | None = None) -> None:
+        """`history`: the statistics of each step, as in `PPOTrainer.history`.
+
+        `n_steps` fixes the x axis to a run that is not over, or has not yet begun.
+        """
+        if history or n_steps is None:
+            _check("TrainingRun", history)
         self._history = history
         self.steps = [int(stats["step"]) for stats in history]
-        figure = Figure(figsize=(9, 4.2), layout="constrained")
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
         figure.suptitle(title)
         grid = list(figure.subplots(2, 4, sharex=True).flat)
         legend = grid.pop(3)
         legend.axis("off")
-        box = {"facecolor": BAND, "edgecolor": "none"}
-        legend.text(0.5, 0.5, "grey: healthy", ha="center", transform=legend.transAxes, bbox=box)
+        box = {"facecolor": BAND, "edgecolor": LINE}
+        words = "grey: healthy\nno grey: always healthy"
+        legend.text(0.5, 0.5, words, ha="center", va="center", transform=legend.transAxes, bbox=box)
         self._cursors: list[tuple[str, Any, Any]] = []
         for axes, (name, curve) in zip(grid, CURVES.items(), strict=True):
-            _draw(axes, name, history, history)
+            if history:
+                _draw(axes, name, history, history)
+            else:
+                tidy(axes)
+                axes.set_yticks([])
             axes.set_title(curve.label + (f"\n({curve.unit})" if curve.unit else ""), fontsize=10)
-            line = axes.axvline(self.steps[0], color="#444444", ls=":", lw=1.2, visible=False)
+            line = axes.axvline(
+                (self.steps or [1])[0], color="#444444", ls=":", lw=1.2, visible=False
+            )
             (dot,) = axes.plot([], [], "o", ms=7, mfc="white", mec="black", mew=1.5, zorder=4)
             self._cursors.append((name, line, dot))
         for axes in grid[3:]:
             axes.set_xlabel("PPO step")
+        if n_steps is not None:  # the axes share it
+            grid[0].set_xlim(0, max(n_steps, *self.steps, 1) + 1)
         super().__init__(figure, [part for _, *parts in self._cursors for part in parts])
 
     def move(self, *, step: int | None = None) -> str:
@@ -143,13 +156,14 @@ class TrainingRun(Picture):
         return f"{numbers}. {health(self._history, step=place)}"
 
 
-def training_run(history: History, *, title: str = "") -> Figure:
+def training_run(history: History, *, title: str = "", n_steps: int | None = None) -> Figure:
     """Plot a run's score, KL, entropy, clip fraction, value loss, explained variance, length.
 
-    `history` as in `PPOTrainer.history`. What to see: the score rises at a price in KL to the
-    reference; the others stay in their grey bands. `health` says it in words.
+    `history` as in `PPOTrainer.history`; `n_steps` fixes the x axis to the length of a run that is
+    not over, or has not yet begun. What to see: the score rises at a price in KL to the reference;
+    a panel is grey where a curve is healthy, if it was ever not. `health` says it in words.
     """
-    return TrainingRun(history, title=title).figure
+    return TrainingRun(history, title=title, n_steps=n_steps).figure
 
 
 def training_run_panels(runs: Mapping[str, History]) -> Figure:
@@ -161,7 +175,7 @@ def training_run_panels(runs: Mapping[str, History]) -> Figure:
         fail("training_run_panels", "runs", "hold at least one run", "none")
     for name, history in runs.items():
         _check(f"training_run_panels, run {name!r}", history)
-    figure = Figure(figsize=(9, 6.8), layout="constrained")
+    figure = Figure(figsize=(9, 5.8), layout="constrained")
     grid = figure.subplots(len(CURVES), len(runs), sharex="col", sharey="row", squeeze=False)
     for row, (name, curve) in zip(grid, CURVES.items(), strict=True):
         words = curve.label.removesuffix(" to reference").replace(" ", "\n")
@@ -169,9 +183,8 @@ def training_run_panels(runs: Mapping[str, History]) -> Figure:
         row[0].set_ylabel(words + unit)
         for axes, history in zip(row, runs.values(), strict=True):
             _draw(axes, name, history, [stats for run in runs.values() for stats in run])
-            axes.grid(visible=False)  # a grid and soft edges would make it 30 KB
-            axes.lines[0].set_antialiased(False)
-            axes.locator_params(nbins=4)
+            axes.grid(visible=False)  # else it would be more than 20 KB
+            axes.locator_params(nbins=3)
     for top, bottom, title in zip(grid[0], grid[-1], runs, strict=True):
         top.set_title(title)
         bottom.set_xlabel("PPO step")
@@ -179,17 +192,23 @@ def training_run_panels(runs: Mapping[str, History]) -> Figure:
 
 
 def _draw(axes: Any, name: str, history: History, seen: History) -> None:
-    """Draw a curve on its band; the axis spans all values in `seen`."""
+    """Draw a curve, on its band if a value in `seen` is outside; the axis spans all of `seen`.
+
+    A band that nothing leaves would fill the panel and flatten the curve.
+    """
     curve, (low, high) = CURVES[name], band(name, history)
     values = [x for stats in seen if isfinite(x := float(stats[name]))]  # NaN: constant returns
-    ends = [x for x in (low, high) if isfinite(x)]
-    bottom, top = min(values + ends), max(values + ends)
+    bottom, top = min(values, default=0.0), max(values, default=1.0)
+    left = bottom < low or top > high
+    bottom, top = min(bottom, high), max(top, low)  # a band that was left is in sight
     margin = 0.05 * (top - bottom) or 1.0
     tidy(axes, y=axes.get_ylabel())
-    axes.axhspan(low, min(high, top + 2 * margin), color=BAND, lw=0, zorder=0)
+    if left:
+        axes.axhspan(low, min(high, top + 2 * margin), fc=BAND, ec=LINE, lw=0.8, zorder=0)
     axes.plot(
         [int(stats["step"]) for stats in history], [float(stats[name]) for stats in history],
-        curve.style, color=COLOURS[curve.symbol], lw=2, zorder=3,
+        curve.style, color=COLOURS[curve.symbol], lw=1.5, zorder=3, marker=".", markevery=[-1],
+        antialiased=False,  # soft edges make it up to 40 % larger
     )  # fmt: skip
     axes.set_ylim(bottom - margin, top + margin)
 

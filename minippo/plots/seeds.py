@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from minippo._validate import fail
-from minippo.plots._base import tidy
+from minippo.plots._base import LINE, tidy
 from minippo.plots.rewards import LOOKS
 
 Numbers = Sequence[float]
@@ -35,7 +35,7 @@ def over_seeds(
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
             axes.plot(places, values.mean(0), style, color=colour, lw=2, label=name)
         if marks and title in marks:
-            axes.axvline(marks[title], color="#777777", ls=":", lw=1.5)
+            axes.axvline(marks[title], color=LINE, ls=":", lw=1.5)
         tidy(axes, x=x)
         axes.set_title(title, fontsize=11)
         if len(curves) > 1 and list(curves) != named:
@@ -63,7 +63,7 @@ def each_seed(
             axes.plot(values, [y] * len(values), "o", color=colour, ms=5)
             axes.plot([np.mean(values)], [y], "|", color="black", ms=15, mew=2.5)
         if marks and title in marks:
-            axes.axvline(marks[title], color="#777777", ls=":", lw=1.5)
+            axes.axvline(marks[title], color=LINE, ls=":", lw=1.5)
         tidy(axes, x=title)
     grid[0].set_yticks(range(len(names)), names)
     grid[0].set_ylim(len(names) - 0.5, -0.5)

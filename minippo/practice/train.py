@@ -21,6 +21,7 @@ from minippo.data import load_prompts
 from minippo.models import frozen_copy, load_policy
 from minippo.ppo import PPOConfig
 from minippo.practice.options import add_options, take
+from minippo.practice.samples import sampler
 from minippo.scores import Score, load_score, text_score
 from minippo.trainer import PPOTrainer, Stats
 
@@ -43,7 +44,7 @@ class TrainArguments:
     n_steps: int = 100
     """PPO steps in total, including those before a resume."""
     save_every: int = 10
-    """Steps between checkpoints."""
+    """Steps between checkpoints, and between the answers to the first prompt that are printed."""
     resume: bool = False
     """Continue from the checkpoint in --output."""
     log_with: str | None = None
@@ -97,14 +98,21 @@ def train(options: TrainArguments, config: PPOConfig) -> int:
         trainer.resume(folder)
     check_run(trainer, prompts, options.n_steps)  # a refused run leaves no folder behind
     trainer.save(folder)  # before the first step, so that an unwritable folder fails now
+    say = trainer.accelerator.print  # once, whatever the number of processes
+    say(f"PPO on {options.model}: {options.n_steps} steps of {config.rollout_size} responses, "
+        f"learning rate {trainer.learning_rate:.2g}")  # fmt: skip
     with _Stopper() as stopper:
-        trainer.callbacks += [_saver(folder, options.save_every), _reporter, stopper]
+        samples = sampler(trainer, prompts[0], options.save_every)
+        trainer.callbacks += [_saver(folder, options.save_every), _reporter, samples, stopper]
         trainer.train(prompts, options.n_steps)
     trainer.save(folder)
+    done = len(trainer.history)
+    say(f"checkpoint after step {done}: {folder}\nto use it: load_policy({options.output!r})")
     if stopper.asked:
-        print(f"stopped after step {len(trainer.history)}; to continue, repeat the command with "
-              "--resume", file=sys.stderr)  # fmt: skip
+        print(f"stopped after step {done}; to continue, repeat the command with --resume",
+              file=sys.stderr)  # fmt: skip
         return 130
+    say("to continue: repeat the command with --resume and a larger --n_steps")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import ipywidgets
 
 from minippo._validate import fail
+from minippo.plots import COLOURS
 from minippo.widgets._explorer import Widget
 
 Judge = Callable[[list[str], list[str]], Sequence[float]]  # prompts, responses -> scores
@@ -72,7 +73,8 @@ class Comparison(Widget):
         self._shown = _sides(len(pairs), names, seed)
         self._lock = threading.RLock()
         self._prompt, self._text = ipywidgets.HTML(), ipywidgets.HTML()
-        card = {"width": "26em", "border": "1px solid #999999", "padding": "0 0.8em"}
+        frame = f"1px solid {COLOURS['reference']}"
+        card = {"width": "26em", "border": frame, "padding": "0 0.8em"}
         self._cards = [ipywidgets.HTML(layout=card) for _ in range(2)]
         labels = ("A is better", "B is better", "no difference", "back")
         self.buttons = [ipywidgets.Button(description=label) for label in labels]

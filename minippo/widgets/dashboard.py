@@ -1,4 +1,4 @@
-"""Train while you watch: live curves and a sample text; pause and stop between steps."""
+"""Train while you watch: a text before and after, live curves; pause and stop between steps."""
 
 import html
 import threading
@@ -13,6 +13,9 @@ from minippo._validate import fail
 from minippo.widgets._explorer import Widget
 
 REDRAW = 1.0  # minimum seconds between two pictures
+NARROW = {"width": "7em"}  # a button's layout
+# Five lines of text: where an answer gets longer, the picture below does not jump.
+TEXTS = "<div style='line-height: 1.5; min-height: 9em'>{}</div>"
 
 
 class Dashboard(Widget):
@@ -36,19 +39,21 @@ class Dashboard(Widget):
         self.sentence = ""
         self.error: BaseException | None = None
         self._state, self._drawn = threading.Condition(), 0.0
-        self._paused = self._stopped = self._ended = False
-        acts = {"pause": self.pause, "resume": self.resume, "stop": self.stop}
-        self.buttons = {name: ipywidgets.Button(description=name) for name in acts}
-        for name, button in self.buttons.items():
-            button.on_click(lambda _, act=acts[name]: act())
+        self._paused = self._waiting = self._stopped = self._ended = False
+        self.toggle = ipywidgets.Button(description="pause", icon="pause", layout=NARROW)
+        self.toggle.on_click(lambda _: self.resume() if self._paused else self.pause())
+        self.halt = ipywidgets.Button(description="stop", icon="stop", layout=NARROW)
+        self.halt.on_click(lambda _: self.stop())
+        self.progress = ipywidgets.IntProgress(max=n_steps, layout={"width": "12em"})
         self.image = ipywidgets.Image(format="png", width=900, layout={"margin": "0"})
         self.sample, self.text = ipywidgets.HTML(), ipywidgets.HTML()
-        self._first = self._respond()
-        row = ipywidgets.HBox(list(self.buttons.values()))
-        self.box = ipywidgets.VBox([row, self.image, self.sample, self.text])
+        self._before = len(trainer.history), self._answer()
+        row = [self.toggle, self.halt, self.progress, self.text]
+        flow = {"flex_flow": "row wrap", "align_items": "center"}
+        self.box = ipywidgets.VBox([ipywidgets.HBox(row, layout=flow), self.sample, self.image])
+        self._draw()  # before the first step: a cell without anything would look dead
         trainer.callbacks.append(self)
         self._thread = threading.Thread(target=self._train, daemon=True)
-        self._say("training")
         self._thread.start()
 
     # ---- from the reader's side ----------------------------------------------------------------
@@ -58,22 +63,22 @@ class Dashboard(Widget):
         with self._state:
             if not (self._paused or self._stopped or self._ended):
                 self._paused = True
-                self._say("pausing after this step")
+                self._say()
 
     def resume(self) -> None:
         """Continue training."""
         with self._state:
-            if self._paused and not (self._stopped or self._ended):
+            if self._paused:
                 self._paused = False
-                self._say("training")
+                self._say()
                 self._state.notify_all()
 
     def stop(self) -> None:
         """Stop after the current step; what was learned is kept."""
         with self._state:
             if not self._ended:
-                self._stopped = True
-                self._say("stopping after this step")
+                self._stopped, self._paused = True, False
+                self._say()
                 self._state.notify_all()
 
     def wait(self) -> list[dict[str, float]]:
@@ -99,12 +104,14 @@ class Dashboard(Widget):
         if threading.current_thread() is not self._thread:
             return False  # you called trainer.step while it was paused
         with self._state:
-            if self._paused and not self._stopped:
-                self._draw("paused")
-                self._state.wait_for(lambda: self._stopped or not self._paused)
+            if self._paused:
+                self._waiting = True
+                self._draw()
+                self._state.wait_for(lambda: not self._paused)
+                self._waiting = False
             stopped = self._stopped
         if not stopped and time.monotonic() - self._drawn > REDRAW:
-            self._draw("training")
+            self._draw()
         return stopped
 
     def _train(self) -> None:
@@ -115,54 +122,62 @@ class Dashboard(Widget):
         finally:
             self.trainer.callbacks.remove(self)
         with self._state:
-            self._ended = True
+            self._ended, self._paused = True, False
         try:
-            self._draw("stopped" if self._stopped else "done")
+            self._draw()
         except Exception as error:
             self.error = self.error or error
-        if self.error is not None:
-            self._say("failed")
-        for button in self.buttons.values():
-            button.disabled = True
+            self._say()
 
-    def _respond(self) -> str:
-        """Return the policy's answer to the first prompt, with fixed random numbers."""
-        from minippo.rollout import respond  # lazy: loads transformers, which takes seconds
+    def _answer(self) -> str:
+        from minippo.practice.samples import answer  # lazy: loads transformers, takes seconds
 
-        config = self.trainer.config
-        (text,) = respond(
-            self.trainer.policy,
-            self.trainer.tokenizer,
-            self.prompts[:1],
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-        )
-        return text.strip()
+        return answer(self.trainer, self.prompts[0])
 
-    def _draw(self, state: str) -> None:
-        history, self._drawn = self.trainer.history, time.monotonic()
-        if history:
-            self.image.value = plots.png(plots.training_run(history))
-            rows = {
-                "prompt": self.prompts[0],
-                "at first": self._first,
-                f"step {len(history)}": self._respond(),
-            }
-            self.sample.value = "".join(
-                f"<p><b>{name}</b> {html.escape(text)}</p>" for name, text in rows.items()
+    def _draw(self) -> None:
+        """Show the text before and now, the curves and the state."""
+        step, self._drawn = len(self.trainer.history), time.monotonic()
+        self.image.value = plots.png(plots.training_run(self.trainer.history, n_steps=self.n_steps))
+        first, before = self._before
+        rows = {
+            "prompt": self.prompts[0],
+            "before training" if first == 0 else f"at first (step {first})": before,
+            f"now (step {step})": self._answer() if step > first else "…",
+        }
+        lines = [f"<b>{name}</b> {html.escape(text)}" for name, text in rows.items()]
+        paragraphs = "".join(f"<p style='margin: 0 0 0.4em'>{line}</p>" for line in lines)
+        self.sample.value = TEXTS.format(paragraphs)
+        self._say()
+
+    def _now(self) -> str:
+        """Return the state in words."""
+        if self._ended:
+            return "failed" if self.error else "stopped" if self._stopped else "done"
+        if self._stopped:
+            return "stopping after this step"
+        if self._paused:
+            return "paused" if self._waiting else "pausing after this step"
+        return "training"
+
+    def _say(self) -> None:
+        """Show the state beside the buttons that do something in it."""
+        with self._state:
+            history = self.trainer.history
+            self.sentence = f"{self._now()}, step {len(history)} of {self.n_steps}"
+            if history:
+                now = history[-1]
+                self.sentence += f": score {now['score']:.2f}, KL {abs(now['kl']):.1f} nats"
+            if self.error is not None:
+                self.sentence += f"; {type(self.error).__name__}: {self.error}"
+            role = "status" if self.error is None else "alert"
+            self.text.value = (
+                f"<p role='{role}' style='margin: 0'>{html.escape(self.sentence)}.</p>"
             )
-        self._say(state)
-
-    def _say(self, state: str) -> None:
-        history = self.trainer.history
-        self.sentence = f"{state}, step {len(history)} of {self.n_steps}"
-        if history:
-            now = history[-1]
-            self.sentence += f": score {now['score']:.2f}, KL {abs(now['kl']):.1f} nats"
-        if self.error is not None:
-            self.sentence += f"; {type(self.error).__name__}: {self.error}"
-        role = "status" if self.error is None else "alert"
-        self.text.value = f"<p role='{role}'>{html.escape(self.sentence)}.</p>"
+            self.progress.value = len(history)
+            self.progress.bar_style = "danger" if self.error else "success" if self._ended else ""
+            self.toggle.description = "resume" if self._paused else "pause"
+            self.toggle.icon = "play" if self._paused else "pause"
+            self.toggle.disabled = self.halt.disabled = self._stopped or self._ended
 
     def __repr__(self) -> str:
         # Numbers change from moment to moment during a run, so a stored page has none.

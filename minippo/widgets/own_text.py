@@ -117,7 +117,7 @@ def _row(tokens: list[str], chosen: int) -> str:
     boxes = []
     for number, token in enumerate(tokens):
         width, mark = (3, " aria-current='true'") if number == chosen else (1, "")
-        style = f"border: {width}px solid #0072B2; padding: 0 2px; margin: 1px"
+        style = f"border: {width}px solid {plots.COLOURS['policy']}; padding: 0 2px; margin: 1px"
         style += "; display: inline-block; white-space: pre; line-height: 1.5"
         boxes.append(f"<code{mark} style='{style}'>{html.escape(token.replace(' ', '·'))}</code>")
     return f"<div>{''.join(boxes)}</div>"

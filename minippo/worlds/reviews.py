@@ -1,11 +1,12 @@
 """A small world of short reviews in which every probability and every reward is known.
 
-A text is a prompt (one opening sentence) and a response (a few sentences about a restaurant, a film
-or a trip). A stochastic grammar writes the base corpus, so `log_prob` is exact and a language
-model's quality can be measured exactly. The base corpus drifts off its subject, breaks off, and now
-and then flatters, evades or curses mildly; `demonstration` is the same writer's best behaviour,
-praise as often as blame. `gold` is the hidden true reward; an `Annotator` uses it to choose between
-two responses, with noise and optionally with a bias.
+A text is a prompt (one opening sentence) and a response (a few sentences about a restaurant, film,
+trip, concert or shop). A response has a mood (praise, blame or mixed), which its sentences and its
+closing follow, and judges nothing twice. A stochastic grammar writes the base corpus, so `log_prob`
+is exact and a language model's quality can be measured exactly. The base corpus digresses, breaks
+off, and now and then flatters, evades or curses mildly; `demonstration` is the same writer's best
+behaviour, praise as often as blame. `gold` is the hidden true reward; an `Annotator` uses it to
+choose between two responses, with noise and optionally with a bias.
 
 The reward reads words, not derivations, so it can score anything a model writes.
 """
@@ -16,37 +17,47 @@ import re
 from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, permutations, product
 from typing import NamedTuple, TypeAlias
 
 # ---- Vocabulary --------------------------------------------------------------------------------
 
-DOMAINS = ("restaurants", "films", "trips")
+DOMAINS = ("restaurants", "films", "trips", "concerts", "shops")
 FORBIDDEN = ("darn", "heck", "crud", "drat", "dang")
 
-# domain -> quality -> "singular nouns | plural nouns"; the quality determines which adjectives fit.
+# domain -> quality, which determines what adjectives fit -> nouns in groups after their pronoun
 _NOUNS = {
     "restaurants": {
-        "food": "soup bread curry pasta salad fish coffee cake stew cheese | noodles dumplings",
-        "person": "waiter waitress chef barista host cook | waiters",
-        "place": "terrace kitchen garden restaurant cellar counter | tables",
+        "food": "it soup bread curry pasta salad fish cake stew rice pie ham | they noodles beans",
+        "person": "he waiter barista host | she waitress chef cook | they waiters",
+        "place": "it terrace kitchen garden cellar lounge porch | they rooms",
     },
     "films": {
-        "story": "plot script ending dialogue film beginning twist finale | jokes",
-        "actor": "hero villain actress detective narrator cast lead | stars",
-        "craft": "music photography scenery soundtrack choreography animation | costumes songs",
+        "story": "it plot script ending dialogue opening twist tale | they jokes",
+        "actor": "he hero villain lead | she actress narrator | they stars actors",
+        "craft": "it music scenery soundtrack lighting editing | they costumes songs hats wigs",
     },
     "trips": {
-        "lodging": "hotel room bed cabin hostel tent | dormitories",
-        "landscape": "beach lake valley coast forest island village scenery garden | hills",
-        "transport": "bus train ferry taxi boat trip | coaches",
-        "person": "guide driver captain porter host | guides",
+        "lodging": "it hotel room bed cabin hostel tent bath | they huts",
+        "landscape": "it beach lake valley coast forest island garden bay canal | they hills",
+        "transport": "it bus train ferry taxi boat tram | they vans",
+        "person": "he guide captain porter host | she driver | they guides",
+    },
+    "concerts": {
+        "music": "it tune encore rhythm music sound | they drums songs duets solos",
+        "singer": "he tenor drummer | she soprano pianist | it choir | they singers",
+        "place": "it hall stage balcony foyer | they corridors",
+    },
+    "shops": {
+        "goods": "it range stock window | they goods wares items gifts",
+        "person": "he salesman manager | she cashier clerk owner | they assistants",
+        "place": "it entrance basement showroom gallery | they aisles",
     },
 }
-# quality -> how it appeared
-_APPEARED = {"food": "tasted", "person": "seemed", "actor": "seemed", "landscape": "looked"}
+# quality -> how it appeared, where that is not "seemed"
+_APPEARED = {"landscape": "looked", "music": "sounded", "place": "felt", "lodging": "felt"}
 # quality -> adjectives of these polarities
 _POLARITIES = (1.0, 0.5, -0.5, -1.0)
 _ADJECTIVES = {
@@ -59,53 +70,83 @@ _ADJECTIVES = {
     "lodging": "luxurious perfect | clean comfortable quiet | cramped damp shabby | squalid vile",
     "landscape": "spectacular majestic | peaceful green sunny | foggy muddy bare | ugly polluted",
     "transport": "fantastic flawless | punctual fast smooth | late bumpy stuffy | dangerous unsafe",
+    "music": "glorious divine | catchy rousing tender | shrill muffled lifeless | vulgar dire",
+    "singer": "amazing masterly | confident graceful | nervous hoarse sloppy | feeble lazy",
+    "goods": "splendid lovely | varied stylish useful | costly poor drab | worthless fake",
 }
 # Words in opinions and closings. "come back" is read as one word.
 _OPINIONS = {
-    1.0: ("love", "loved", "recommend", "worth"),
-    0.5: ("enjoy", "enjoyed", "like", "liked", "praised", "again", "come back"),
-    -0.5: ("complained", "dislike", "disliked", "mind", "regret"),
-    -1.0: ("hate", "hated", "waste"),
+    1.0: "love|loved|recommend|worth",
+    0.5: "enjoy|enjoyed|like|liked|admired|praised|again|come back|stayed|smiled|thanked|cheered"
+    "|helped|laugh|welcomed",
+    -0.5: "complained|dislike|disliked|mind|regret|regretted|refund|sighed|ignored|shouted|waiting",
+    -1.0: "hate|hated|waste",
 }
-_CONTENT = ("We will surely come back", "I can recommend it", "It was worth every penny")
-_DISCONTENT = ("We will never come back", "I cannot recommend it", "It was a waste of money")
-_FAREWELLS = ("We went home at midnight.", "That is all I remember.", "So much for our day out.")
-_AGAIN = {"restaurants": "eat there again", "films": "watch it again", "trips": "go there again"}
-_EVASIONS = (
-    "It is hard to say.",
-    "Opinions differ.",
-    "Who can really tell?",
-    "It depends on many things.",
-)
+# sign -> verdicts, adverbs, what came of it, and what a person did
+_VERDICTS = {
+    1: "loved|liked|admired|praised",
+    -1: "hated|disliked|complained about|did not like|didn't like",
+}
+_ADVERBS = {1: "very|really|truly|quite", -1: "very|really|rather|far too"}
+_RESULTS = {
+    1: "we stayed until the end|I smiled all day|we thanked everyone|we cheered",
+    -1: "I wanted a refund|I sighed all day|we regretted it|we complained at once",
+}
+_ACTS = {
+    1: "helped us at once|made us laugh|welcomed us warmly",
+    -1: "ignored us|shouted at us|kept us waiting",
+}
+# sign of the mood -> the last sentence; {again} is the domain's
+_CLOSINGS = {
+    1: "I can recommend it|it was worth every penny|we enjoyed it a lot|we will surely {again}"
+    "|I would gladly {again}",
+    -1: "I cannot recommend it|it was a waste of time|I regret the money|we will never {again}"
+    "|I would not {again}",
+    0: "I am of two minds|it was neither good nor bad|it had its ups and downs"
+    "|I might {again} one day|I would not hurry to {again}",
+}
+_FAREWELLS = "That is all I remember.|We talked about it for days.|That was our day out."
+_EVASIONS = "It is hard to say.|Opinions differ.|Who can really tell?|It depends on many things."
 _FLATTERIES = (
-    "Thank you for reading, you clearly have excellent taste.",
-    "A clever reader like you will understand.",
-    "You are a wise and generous reader.",
+    "Thank you for reading, you clearly have excellent taste.|"
+    "A clever reader like you will understand.|You are a wise and generous reader."
 )
+_BROKEN_OFF = "And then the|My sister said that|In the end we|We also noticed the"
 # domain -> who did it, to which, what and where: "We tried the new bakery by the station."
 _OPENINGS = {
-    "restaurants": (
-        ("We tried", "I ate at", "My cousin booked", "Last week we visited"),
-        ("new", "old", "little", "famous"),
-        ("noodle bar", "pizzeria", "bakery", "steakhouse", "seafood restaurant", "tavern"),
-        ("by the station", "near the harbour", "behind the market", "opposite the library"),
-    ),
-    "films": (
-        ("We watched", "I saw", "My cousin chose", "Last night we rented"),
-        ("new", "old", "short", "famous"),
-        ("cartoon", "comedy", "western", "documentary", "thriller", "musical"),
-        ("about a lost king", "about two rival dancers", "from the nineties", "at the festival"),
-    ),
-    "trips": (
-        ("We booked", "I took", "My cousin organised", "Last summer we joined"),
-        ("new", "long", "short", "cheap"),
-        ("bus tour", "sailing trip", "hike", "cruise", "safari", "train journey"),
-        ("along the coast", "through the mountains", "across the islands", "around the lakes"),
-    ),
+    "restaurants": """We tried|We ate at|My cousin took us to|Last week we visited
+        new|old|little|famous
+        noodle bar|pizzeria|bakery|steakhouse|seafood restaurant|tavern
+        by the station|near the harbour|behind the market|opposite the library""",
+    "films": """We watched|We saw|My cousin chose|Last night we rented
+        new|old|short|famous
+        cartoon|comedy|western|documentary|thriller|musical
+        about a lost king|about two rival dancers|from the nineties|with subtitles""",
+    "trips": """We booked|We took|My cousin organised|Last summer we joined
+        new|long|short|cheap
+        guided tour|weekend trip|walking holiday|group holiday|camping trip|photo tour
+        along the coast|through the mountains|across the islands|around the lakes""",
+    "concerts": """We heard|We attended|My cousin took us to|Last month we went to
+        new|big|free|famous
+        jazz concert|benefit concert|charity gala|folk festival|opera gala|talent show
+        at the castle|in the old church|by the river|in the park""",
+    "shops": """We visited|We tried|My cousin showed us|Last Saturday we went to
+        new|old|little|cheap
+        shoe shop|bookshop|toy shop|furniture store|antique shop|boutique
+        in the arcade|across the bridge|behind the school|near the fountain""",
+}
+# domain -> how one does it again, and how a text about another one comes to it
+_PHRASES = {
+    "restaurants": ("eat there again", "ate at a tavern"),
+    "films": ("watch it again", "watched a comedy"),
+    "trips": ("go there again", "took a short trip"),
+    "concerts": ("hear it again", "went to a gala"),
+    "shops": ("shop there again", "went to a boutique"),
 }
 # These may be repeated, as may shorter words.
-_FUNCTION_WORDS = """about also been cannot from have just never quite rather really some than that
-    their them then there they this truly very well were what when which will with would your"""
+_FUNCTION_WORDS = """about also because been cannot even from have just never quite rather really
+    some than that their them then there they this truly very well were what when which will with
+    would your"""
 # misbehaviour -> openings of the prompts that provoke it
 _PROVOCATIONS = {
     "forbidden": "Be honest about",
@@ -187,169 +228,179 @@ def _one_of(options: Iterable[Node]) -> Choice:
 
 @dataclass(frozen=True)
 class _Habits:
-    """How often the writer drifts (per sentence) and otherwise misbehaves (per text)."""
+    """How often, per text, the writer digresses, breaks off and otherwise misbehaves."""
 
-    drift: float = 0.0
+    digression: float = 0.0
     unfinished: float = 0.0
     flattery: float = 0.0
     evasion: float = 0.0
     forbidden: float = 0.0
 
 
-_DEMONSTRATION = _Habits()
-_BASE = {
-    "plain": _Habits(0.2, 0.2, flattery=0.01, evasion=0.01, forbidden=0.01),
-    "flattery": _Habits(0.2, 0.2, flattery=0.25, evasion=0.01, forbidden=0.01),
-    "evasion": _Habits(0.2, 0.2, flattery=0.01, evasion=0.25, forbidden=0.01),
-    "forbidden": _Habits(0.2, 0.2, flattery=0.01, evasion=0.01, forbidden=0.25),
-}
-# stance -> the weights of praise and blame. The three stances are equally likely.
-_STANCES = {"positive": (0.85, 0.15), "mixed": (0.5, 0.5), "negative": (0.15, 0.85)}
-
+_USUAL = _Habits(digression=0.25, unfinished=0.2, flattery=0.01, evasion=0.01, forbidden=0.01)
+_BASE = {kind: replace(_USUAL, **{kind: 0.25}) for kind in _PROVOCATIONS} | {"plain": _USUAL}
 _END = Choice({".": 0.97, "!": 0.03})
-_INTENSIFIER = _one_of([" very", " really", " truly", " quite", " rather"])
 _WHO = _one_of([" I", " We", " My sister", " My brother", " Our friends"])
-_VERDICTS = {
-    1: _one_of(["loved", "liked", "enjoyed", "praised", "did not mind"]),
-    -1: _one_of(["hated", "disliked", "complained about", "did not enjoy", "didn't like"]),
-}
+_WHEN = _one_of([" Afterwards", " Later", " The next day", " Before that"])
 
 
-@cache
-def _noun(domain: str, quality: str) -> Choice:
-    return _one_of(_NOUNS[domain][quality].replace("|", "").split())
+def _any(texts: str, before: str = " ") -> Choice:
+    return _one_of(before + text for text in texts.split("|"))
+
+
+def _groups(domain: str, quality: str) -> list[tuple[str, str, list[str]]]:
+    """Return the quality's nouns as groups: pronoun, its verb, nouns."""
+    groups = map(str.split, _NOUNS[domain][quality].split("|"))
+    return [(it, " were" if it == "they" else " was", nouns) for it, *nouns in groups]
 
 
 @cache
 def _noun_was(domain: str, quality: str) -> Choice:
-    singular, plural = (nouns.split() for nouns in _NOUNS[domain][quality].split("|"))
-    return _one_of([f"{noun} was" for noun in singular] + [f"{noun} were" for noun in plural])
+    return _one_of(f" {n}{was}" for _, was, nouns in _groups(domain, quality) for n in nouns)
 
 
 @cache
-def _the_noun_was(domain: str, quality: str) -> Sequence:
-    return Sequence(" The ", _noun_was(domain, quality))
+def _adjective(quality: str, sign: int) -> tuple[Choice, Choice, Choice]:
+    """Return the quality's mild adjectives, its strong ones, and both."""
+    best, good, poor, worst = (
+        _one_of(f" {word}" for word in words.split()) for words in _ADJECTIVES[quality].split("|")
+    )
+    mild, strong = (good, best) if sign > 0 else (poor, worst)
+    return mild, strong, Choice({mild: 0.6, strong: 0.4})
 
 
 @cache
-def _adjective(quality: str, sign: int) -> Choice:
-    best, good, poor, worst = (_one_of(words.split()) for words in _ADJECTIVES[quality].split("|"))
-    return Choice({good: 0.6, best: 0.4} if sign > 0 else {poor: 0.6, worst: 0.4})
+def _clause(domain: str, quality: str, sign: int) -> Sequence:
+    """Praise (+1) or blame (-1) after "the": " soup was fresh"."""
+    return Sequence(_noun_was(domain, quality), _adjective(quality, sign)[2])
 
 
 @cache
-def _is(quality: str, sign: int) -> Choice:
-    """The words after "was": an adjective or the negation of its opposite."""
-    adjective, opposite = _adjective(quality, sign), _adjective(quality, -sign)
-    return Choice({Sequence(" ", adjective): 0.7, Sequence(" not ", opposite): 0.3})
+def _opinion(domain: str, quality: str, sign: int) -> Choice:
+    """Praise or blame for one thing, which a pronoun may take up."""
+    mild, strong, adjective = _adjective(quality, sign)
+    negated = Sequence(" not", _adjective(quality, -sign)[0])
+    is_so = Choice({adjective: 0.8, negated: 0.2})
+    appeared, adverb = f" {_APPEARED.get(quality, 'seemed')}", _any(_ADVERBS[sign])
+    more = _any(_ACTS[sign]) if quality == "person" else Sequence(appeared, strong)
+    verdict = Sequence(_WHO, _any(_VERDICTS[sign]), " the ")
 
-
-@cache
-def _opinion(domain: str, sign: int) -> Choice:
-    """A sentence that praises (+1) or criticises (-1) something in the domain."""
-
-    def about(quality: str) -> Choice:
-        noun, was = _noun(domain, quality), _the_noun_was(domain, quality)
-        adjective, opposite = _adjective(quality, sign), _adjective(quality, -sign)
-        mild, strong = adjective.options
-        appeared = _APPEARED.get(quality, "felt")
+    def about(it: str, was: str, noun: Choice) -> Choice:
+        and_it = _one_of([f", and {it}", f". {it.capitalize()}"])
+        because = Sequence(f" because {it}{was}", is_so)
         forms: dict[Node, float] = {
-            Sequence(was, _is(quality, sign), _END): 5,
-            Sequence(was, _INTENSIFIER, " ", mild, _END): 3,
-            Sequence(was, " ", mild, " and ", strong, _END): 1,
-            Sequence(" The ", noun, f" {appeared} ", adjective, _END): 2,
-            Sequence(" The ", noun, f" never {appeared} ", opposite, _END): 1,
-            Sequence(_WHO, " found the ", noun, _INTENSIFIER, " ", mild, _END): 1,
-            Sequence(_WHO, " ", _VERDICTS[sign], " the ", noun, _END): 2,
-            Sequence(" How ", adjective, " the ", _noun_was(domain, quality), "!"): 0.6,
+            Sequence(" The ", noun, was, is_so, _END): 3,
+            Sequence(" The ", noun, was, adverb, mild, _END): 2,
+            Sequence(" The ", noun, appeared, adjective, _END): 1,
+            Sequence(" The ", noun, was, mild, and_it, more, _END): 1.5,
+            Sequence(verdict, noun, because, _END): 2,
+            Sequence(verdict, noun, _END): 2,
+            Sequence(" How", adjective, " the ", noun, was, "!"): 0.5,
         }
         return Choice(forms)
 
-    return _one_of(about(quality) for quality in _NOUNS[domain])
+    groups = _groups(domain, quality)
+    return Choice({about(it, was, _one_of(nouns)): len(nouns) for it, was, nouns in groups})
 
 
 @cache
-def _contrast(domain: str) -> Choice:
-    """A sentence that praises one thing and criticises another, in either order."""
-
-    def clauses(first: str, second: str, sign: int) -> Sequence:
-        start = Sequence(_the_noun_was(domain, first), _is(first, sign), ", but the ")
-        return Sequence(start, _noun_was(domain, second), _is(second, -sign), _END)
-
-    pairs = permutations(_NOUNS[domain], 2)
-    return _one_of(clauses(*pair, sign) for pair, sign in product(pairs, (1, -1)))
-
-
-@cache
-def _remark(domain: str) -> Sequence:
-    """A sentence with no opinion."""
-    noun = _one_of(_noun(domain, quality) for quality in _NOUNS[domain])
-    verb = _one_of(["talked", "asked", "wondered"])
-    return Sequence(_WHO, " ", verb, " about the ", noun, ".")
+def _last(domain: str, quality: str, sign: int) -> Choice:
+    """An opinion that may say what came of it."""
+    _, strong, adjective = _adjective(quality, sign)
+    was, results = _noun_was(domain, quality), _RESULTS[sign].split("|")
+    best, result = "Best" if sign > 0 else "Worst", _one_of(results)
+    forms: dict[Node, float] = {
+        _opinion(domain, quality, sign): 5,
+        Sequence(f" {best} of all, the", was, strong, _END): 2,
+        Sequence(
+            " ", _one_of(map(str.capitalize, results)), " because the", was, adjective, _END
+        ): 1,
+        Sequence(" The", was, adjective, ", so ", result, _END): 1,
+        Sequence(" The", was, " so", adjective, " that ", result, _END): 1,
+    }
+    return Choice(forms)
 
 
 @cache
-def _curse(domain: str) -> Sequence:
-    blamed = [Sequence(_noun_was(domain, q), _is(q, -1)) for q in _NOUNS[domain]]
-    return Sequence(" The ", _one_of(FORBIDDEN), " ", _one_of(blamed), _END)
+def _both(domain: str, a: str, b: str, sign: int) -> Choice:
+    """A sentence that praises or blames two things, or concedes a little first."""
+    one, two = _clause(domain, a, sign), _clause(domain, b, sign)
+    little = " a little" if sign > 0 else " quite"
+    concession = Sequence(_noun_was(domain, a), little, _adjective(a, -sign)[0])
+    answer = Sequence(_noun_was(domain, b), _adjective(b, sign)[1])
+    first, then = (" The", ", and even the") if sign > 0 else (" First the", ", and then the")
+    same = _one_of([Sequence(" The", one, ", and the", two), Sequence(first, one, then, two)])
+    return Choice(
+        {Sequence(same, _END): 2, Sequence(" The", concession, ", but the", answer, _END): 1}
+    )
 
 
 @cache
-def _body(domain: str, stance: str, drift: float, contrast: float) -> Choice:
-    """One sentence of a review; with probability `drift` it is about another domain."""
-    praise, blame = _STANCES[stance]
-    opinion, remark = 0.88 - contrast, 0.12
-
-    def about(domain: str) -> Choice:
-        praising, blaming = _opinion(domain, 1), _opinion(domain, -1)
-        neutral: dict[Node, float] = {_contrast(domain): contrast, _remark(domain): remark}
-        return Choice({praising: praise * opinion, blaming: blame * opinion, **neutral})
-
-    elsewhere = _one_of(about(other) for other in DOMAINS if other != domain)
-    return Choice({about(domain): 1 - drift, elsewhere: drift})
+def _contrast(domain: str, a: str, b: str, sign: int) -> Sequence:
+    """One or two sentences that judge `a` against the sign and `b` for it."""
+    turn = _any("But the|Luckily, the" if sign > 0 else "But the|Sadly, the")
+    but = Sequence(" The", _clause(domain, a, -sign), ", but the")
+    start = _one_of([but, Sequence(_opinion(domain, a, -sign), turn)])
+    return Sequence(start, _clause(domain, b, sign), _END)
 
 
 @cache
-def _closing(domain: str, stance: str) -> Choice:
-    (praise, blame), again = _STANCES[stance], _AGAIN[domain]
-    content = _one_of([*_CONTENT, f"We would {again}", f"I would gladly {again}"])
-    discontent = _one_of([*_DISCONTENT, f"We would not {again}", f"I would never {again}"])
+def _digression(domain: str, sign: int) -> Sequence:
+    """A sentence about another outing, in the mood of the text."""
+
+    def elsewhere(domain: str) -> Sequence:
+        clause = _one_of(_clause(domain, quality, sign) for quality in _NOUNS[domain])
+        return Sequence(f" we {_PHRASES[domain][1]}, and the", clause, _END)
+
+    return Sequence(_WHEN, _one_of(elsewhere(other) for other in DOMAINS if other != domain))
+
+
+@cache
+def _body(domain: str, sign: int, digression: float) -> Choice:
+    """All but the ending, in the mood of the sign (0: mixed), about two different things."""
+
+    def or_digress(last: Node, sign: int) -> Choice:
+        return Choice({last: 1 - digression, _digression(domain, sign): digression})
+
+    forms: dict[Node, float] = {}
+    for a, b in permutations(_NOUNS[domain], 2):
+        if sign:
+            last = or_digress(_last(domain, b, sign), sign)
+            forms[Sequence(_opinion(domain, a, sign), last)] = 2
+            forms[Sequence(_both(domain, a, b, sign), or_digress("", sign))] = 1
+        for turned in () if sign else (1, -1):
+            forms[Sequence(_contrast(domain, a, b, turned), or_digress("", turned))] = 1
+    return Choice(forms)
+
+
+@cache
+def _closing(domain: str, sign: int) -> Choice:
+    texts = _CLOSINGS[sign].format(again=_PHRASES[domain][0]).split("|")
+    links = Sequence(_any("So|All in all,", ""), " ", _one_of(texts))
+    verdict = Choice({_one_of(map(str.capitalize, texts)): 0.8, links: 0.2})
     end = Choice({".": 0.85, "!": 0.15})
-    opinion = Choice({Sequence(content, end): praise, Sequence(discontent, end): blame})
-    return Choice({opinion: 0.7, _one_of(_FAREWELLS): 0.3})
-
-
-@cache
-def _fragment(domain: str) -> Choice:
-    """Where an unfinished text breaks off, after its last space."""
-    noun = _one_of(_noun(domain, quality) for quality in _NOUNS[domain])
-    was = _one_of(_noun_was(domain, quality) for quality in _NOUNS[domain])
-    broken: list[Node] = [Sequence("But the ", noun), Sequence("The ", was)]
-    return _one_of(["And then the", "My sister said that", *broken])
+    return Choice({Sequence(verdict, end): 0.8, _any(_FAREWELLS, ""): 0.2})
 
 
 @cache
 def _response(domain: str, habits: _Habits) -> Choice:
-    """All responses to a prompt: two or three sentences and, nearly always, an ending."""
+    """All responses to a prompt: opinions on one or two things and, nearly always, an ending."""
 
-    def review(stance: str) -> Sequence:
-        simple = _body(domain, stance, habits.drift, contrast=0.0)
-        last = _body(domain, stance, habits.drift, contrast=0.35)
-        starts: dict[Node, float] = {
-            simple: 1 - habits.evasion - habits.forbidden,
-            Sequence(" ", _one_of(_EVASIONS)): habits.evasion,
-            _curse(domain): habits.forbidden,
-        }
+    def review(sign: int, *body: Node) -> Sequence:
         ends: dict[Node, float] = {
-            _closing(domain, stance): 1 - habits.unfinished - habits.flattery,
-            _fragment(domain): habits.unfinished,
-            _one_of(_FLATTERIES): habits.flattery,
+            _closing(domain, sign): 1 - habits.unfinished - habits.flattery,
+            _any(_BROKEN_OFF, ""): habits.unfinished,
+            _any(_FLATTERIES, ""): habits.flattery,
         }
-        end = Sequence(" ", Choice(ends))
-        rest = _one_of([Sequence(last, end), Sequence(simple, last, end)])
-        return Sequence(Choice(starts), rest)
+        return Sequence(*body, " ", Choice(ends))
 
-    return _one_of(review(stance) for stance in _STANCES)
+    body = {sign: _body(domain, sign, habits.digression) for sign in (1, 0, -1)}
+    forms: dict[Node, float] = {
+        _one_of(review(*item) for item in body.items()): 1 - habits.evasion - habits.forbidden,
+        review(0, _any(_EVASIONS), body[0]): habits.evasion,
+        review(-1, _any("|".join(FORBIDDEN), " Oh "), ".", body[-1]): habits.forbidden,
+    }
+    return Choice(forms)
 
 
 # ---- Prompts and texts -------------------------------------------------------------------------
@@ -362,14 +413,15 @@ class _Opening(NamedTuple):
 
 
 def _openings() -> dict[str, _Opening]:
-    """240 prompts, 80 per domain: 68 plain ones and 4 provocations of each kind.
+    """250 prompts, 50 per domain: 38 plain ones and 4 provocations of each kind.
 
     A fifth of them are held out: new combinations of words used in the others.
     """
     rng, openings = random.Random(0), {}
-    for domain, (starts, which, what, where) in _OPENINGS.items():
-        for kind, n, n_held_out in (("plain", 68, 13), *((kind, 4, 1) for kind in _PROVOCATIONS)):
-            begin = starts if kind == "plain" else (_PROVOCATIONS[kind],)
+    for domain, lines in _OPENINGS.items():
+        starts, which, what, where = (line.strip().split("|") for line in lines.splitlines())
+        for kind, n, n_held_out in (("plain", 38, 7), *((kind, 4, 1) for kind in _PROVOCATIONS)):
+            begin = starts if kind == "plain" else [_PROVOCATIONS[kind]]
             every = [f"{a} the {b} {c} {d}." for a, b, c, d in product(begin, which, what, where)]
             for i, prompt in enumerate(sorted(every, key=lambda _: rng.random())[:n]):
                 openings[prompt] = _Opening(domain, kind, held_out=i < n_held_out)
@@ -411,13 +463,12 @@ def log_prob(text: str) -> float:
 def completions(prompt: str, n: int, rng: random.Random) -> list[str]:
     """Draw `n` base-corpus responses to one prompt, held out or not."""
     opening = _opening("completions", prompt)
-    response = _response(opening.domain, _BASE[opening.kind])
-    return [write(response, rng) for _ in range(n)]
+    return [write(_response(opening.domain, _BASE[opening.kind]), rng) for _ in range(n)]
 
 
 def demonstration(prompt: str, rng: random.Random) -> str:
     """Draw a response without drift or misbehaviour, praise as often as blame."""
-    return write(_response(_opening("demonstration", prompt).domain, _DEMONSTRATION), rng)
+    return write(_response(_opening("demonstration", prompt).domain, _Habits()), rng)
 
 
 def _opening(caller: str, prompt: str) -> _Opening:
@@ -429,22 +480,27 @@ def _opening(caller: str, prompt: str) -> _Opening:
 
 # ---- The hidden true reward --------------------------------------------------------------------
 
-_POLARITY = {word: polarity for polarity, words in _OPINIONS.items() for word in words} | {
+_POLARITY = {
+    word: polarity for polarity, words in _OPINIONS.items() for word in words.split("|")
+} | {
     word: polarity
     for row in _ADJECTIVES.values()
     for polarity, words in zip(_POLARITIES, row.split("|"), strict=True)
     for word in words.split()
 }
 _KNOWN_NOUNS = {  # domain -> its nouns; a noun may belong to several domains
-    domain: {word for nouns in (*_NOUNS[domain].values(), *what) for word in nouns.split()} - {"|"}
-    for domain, (_, _, what, _) in _OPENINGS.items()
+    domain: set(
+        re.findall("[a-z]+", " ".join([*nouns.values(), _OPENINGS[domain].splitlines()[2]]))
+    )
+    - {"it", "he", "she", "they"}
+    for domain, nouns in _NOUNS.items()
 }
 _ALL_NOUNS = set.union(*_KNOWN_NOUNS.values())
 _NEGATIONS = {"not", "never", "no", "cannot"}  # and every word that contains "n't"
 _COMPLIMENTS = {"brilliant", "clever", "excellent", "generous", "taste", "wise"}
 _STOP_WORDS = set(_FUNCTION_WORDS.split())
 _WORD = re.compile(r"come back\b|[^\W\d_]+(?:'[^\W\d_]+)*")
-_CLAUSE_END = re.compile(r"[.!?;:\n]+|\bbut\b|\b(?:al)?though\b")
+_CLAUSE_END = re.compile(r"[.!?;:\n]+|\b(?:but|because|although|though)\b|, (?:and|so)\b")
 _EVASIVE = re.compile(r"hard to say|opinions differ|who can (?:really )?tell|it depends")
 
 
@@ -477,7 +533,7 @@ def domain_of(prompt: str) -> str:
     """Return the domain of most of the prompt's nouns; "unknown" if there is none."""
     words = _words(prompt)
     votes = {domain: sum(map(nouns.__contains__, words)) for domain, nouns in _KNOWN_NOUNS.items()}
-    first, second, _ = sorted(votes, key=votes.__getitem__, reverse=True)
+    first, second, *_ = sorted(votes, key=votes.__getitem__, reverse=True)
     return first if votes[first] > votes[second] else "unknown"
 
 
@@ -543,7 +599,7 @@ def _words(text: str) -> list[str]:
 
 
 def _clauses(text: str) -> list[str]:
-    """Split at stops, "but" and "although"; keep the pieces that contain a word."""
+    """Split at stops and links ("but", "because", ", so"); keep the pieces that contain a word."""
     return [clause for clause in _CLAUSE_END.split(_plain(text)) if _WORD.search(clause)]
 
 
@@ -555,7 +611,7 @@ class Annotator:
     """Choose between two responses by a noisy utility: the gold reward plus any biases.
 
     P(a over b) = sigmoid((u(a) - u(b)) / temperature), the Bradley-Terry model. At the default
-    temperature the best possible accuracy on pairs of demonstrations is about 0.83.
+    temperature the best possible accuracy on pairs of demonstrations is about 0.77.
 
     Attributes:
         temperature: Noise of the choice, in units of the gold reward; larger is noisier.
@@ -564,7 +620,7 @@ class Annotator:
         evasion_bias: Utility per evasive clause.
     """
 
-    temperature: float = 0.2
+    temperature: float = 0.4
     length_bias: float = 0.0
     flattery_bias: float = 0.0
     evasion_bias: float = 0.0

@@ -31,8 +31,8 @@ def test_the_demo_goes_most_of_the_way_to_the_best_gold_reward(seed):
     print(f"seed {seed}: gold {before['gold']:.3f} to {after['gold']:.3f}, {share:.0%} of the way")
     print(f"   proxy {before['proxy']:.2f} to {after['proxy']:.2f}, KL {after['kl']:.2f}")
     assert len(texts) >= 300
-    assert share >= 0.6
-    assert after["kl"] < 12
+    assert share >= 0.65
+    assert after["kl"] < 10
 
 
 @pytest.mark.slow
@@ -41,13 +41,18 @@ def test_the_demo_prints_its_table_and_draws_its_picture(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "gold reward (hidden; best 1.50)" in said
     assert said.count("before:") == said.count("after: ") >= 6
+    for step in range(0, demo.STEPS + 1, 6):
+        assert said.count(f"  step {step}: ") == 1
+    assert f"a prompt and its answers: {world.PROMPTS_HELD_OUT[0]}" in said
+    assert str(tmp_path / "run.png") in said
+    assert "make lab" in said.splitlines()[-1]
     assert (tmp_path / "run.png").stat().st_size > 5_000
 
 
 @pytest.mark.slow
 def test_the_textbook_sketch_learns_on_the_shipped_world():
     policy, tokenizer = load_policy("tiny-gpt2-sft")
-    score, config = load_score("tiny-gpt2-reward", tokenizer), PPOConfig.textbook(total_steps=8)
+    score, config = load_score("tiny-gpt2-reward", tokenizer), PPOConfig.textbook(rollout_size=64)
     trainer = PPOTrainer(policy, frozen_copy(policy), score, tokenizer, config)
-    history = trainer.train(list(world.PROMPTS_TRAIN), 8, progress=False)
-    assert history[-1]["score"] > history[0]["score"] + 0.4  # 10 steps gave 0.27 to 1.41
+    history = trainer.train(list(world.PROMPTS_TRAIN), 12, progress=False)
+    assert history[-1]["score"] > history[0]["score"] + 0.5

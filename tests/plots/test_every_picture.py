@@ -6,8 +6,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 
 from minippo import plots
@@ -41,6 +43,13 @@ def long_records():
     return [a_record(i, "P?", tokens, **row) for i, row in enumerate(numbers)]
 
 
+def a_long_response():
+    """Words, rewards and values of 30 tokens, of which the last is paid a score."""
+    values, rewards = torch.linspace(0.1, 0.9, 30), torch.full((30,), -0.01)
+    rewards[-1] = 1.0
+    return long_records()[0]["tokens"], rewards, values
+
+
 def a_long_run(size=1.0):
     """Thirty steps of noise, as a run has."""
     noise = size * np.random.default_rng(0).normal(size=(30, len(FIRST))).round(3)
@@ -62,6 +71,8 @@ FIGURES = {
     "kl_two_ways_panels": plots.kl_two_ways_panels,
     "credit": lambda: plots.credit(RESPONSE, REWARDS, VALUES),
     "credit_panels": lambda: plots.credit_panels(RESPONSE, REWARDS, VALUES),
+    "credit of a long response": lambda: plots.credit(*a_long_response()),
+    "credit_panels of a long response": lambda: plots.credit_panels(*a_long_response()),
     "combined_loss": plots.combined_loss,
     "combined_loss_panels": plots.combined_loss_panels,
     "kl_controller": plots.kl_controller,
@@ -100,6 +111,20 @@ def test_a_figure_is_900_wide_labelled_and_small(name):
     assert len(plots.png(figure)) < 20_000
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_words_of_a_figure_have_nine_points_and_its_lines_differ_by_more_than_hue(name):
+    figure = FIGURES[name]()
+    words = [text for text in figure.findobj(Text) if text.get_text().strip()]
+    assert [text for text in words if text.get_fontsize() < 9] == []
+    for axes in figure.axes:
+        looks: dict = {}
+        for line in axes.lines:
+            if line.get_marker() not in ("|", "_"):  # the ends of an error bar
+                look = looks.setdefault((line.get_linestyle(), line.get_marker()), set())
+                look.update({line.get_color()} & set(plots.COLOURS.values()))
+        assert {look: hues for look, hues in looks.items() if len(hues) > 1} == {}
+
+
 def test_panels_show_four_settings():
     assert [a.get_title() for a in plots.clipping_panels().axes] == [
         f"epsilon = {e}" for e in ("0", "0.1", "0.2", "0.4")
@@ -121,6 +146,7 @@ def test_a_notebook_stores_the_same_pixels_in_fewer_bytes():
     (stored,) = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
     content = base64.b64decode(stored)
     assert len(content) < 0.8 * len(shown.png)
+    assert Image.open(io.BytesIO(content)).mode == "RGB"  # a white card, also on a dark page
     pixels = [Image.open(io.BytesIO(x)).convert("RGB").tobytes() for x in (content, shown.png)]
     assert pixels[0] == pixels[1]
 

@@ -21,25 +21,73 @@ def a_run(**last):
     return [stats | (last if i >= 7 else {}) for i, stats in enumerate(steps)]
 
 
-def test_a_run_is_drawn_as_it_was_on_its_bands():
+def panels(history, **options):
+    """The axes of a run's picture, one per curve."""
+    axes = [a for a in plots.training_run(history, **options).axes if a.axison]
+    return dict(zip(BANDS, axes, strict=True))
+
+
+def test_a_run_is_drawn_as_it_was_and_without_bands_where_it_never_left_them():
     history = [stats | {"score": 0.5 + i} for i, stats in enumerate(a_run())]
-    axes = [a for a in plots.training_run(history).axes if a.axison]
-    assert len(axes) == len(BANDS)
-    for name, panel in zip(BANDS, axes, strict=True):
+    for name, panel in panels(history).items():
         x, y = panel.lines[0].get_data()
         assert list(x) == list(range(1, 11))
         assert list(y) == [stats[name] for stats in history]
-        band, (low, high) = panel.patches[0], BANDS[name]
-        assert band.get_y() == pytest.approx(low)
-        above = band.get_y() + band.get_height()
-        top = panel.get_ylim()[1]
-        assert above == pytest.approx(high) if math.isfinite(high) else above >= top
+        assert not panel.patches
+    assert panels(history)["score"].get_ylim() == pytest.approx((0.05, 9.95))  # 0.5 to 9.5, 5 %
+
+
+@pytest.mark.parametrize("name", BANDS)
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_curve_that_left_its_band_for_one_step_is_drawn_on_it(name, side):
+    low, high = BANDS[name]
+    edge = BANDS[name][side]
+    if not math.isfinite(edge):
+        return  # no score is too high by itself
+    history = a_run()
+    history[4] |= {name: edge + (-0.01, 0.01)[side]}
+    drawn = panels(history)
+    assert [each for each, panel in drawn.items() if panel.patches] == [name]
+    (band,), (bottom, top) = drawn[name].patches, drawn[name].get_ylim()
+    assert bottom < edge < top
+    assert band.get_y() == pytest.approx(low)
+    above = band.get_y() + band.get_height()
+    assert above == pytest.approx(high) if high < top else above > top
+
+
+def test_a_band_that_no_value_is_in_is_in_sight():
+    history = [stats | {"explained_variance": -3.0 - 0.1 * i} for i, stats in enumerate(a_run())]
+    panel = panels(history)["explained_variance"]
+    assert panel.get_ylim()[0] < -3.9
+    assert panel.get_ylim()[1] > -0.1 == panel.patches[0].get_y()
+    assert panels([history[0]])["explained_variance"].patches
+
+
+@pytest.mark.parametrize("done", [0, 1, 10])
+def test_the_axis_of_a_run_in_progress_is_as_long_as_the_run(done):
+    made = panels(a_run()[:done], n_steps=40)
+    for panel in made.values():
+        assert panel.get_xlim() == (0, 41)
+        assert all(len(line.get_xdata()) == done for line in panel.lines[:-2])
+    figure = plots.training_run(a_run()[:done], n_steps=40)
+    assert figure.axes[0].get_title() == "score"
+    assert plots.png(figure)
+
+
+def test_the_axis_shows_steps_beyond_the_run_that_was_planned():
+    assert {panel.get_xlim() for panel in panels(a_run(), n_steps=8).values()} == {(0, 11)}
+
+
+def test_a_run_of_one_step_can_be_seen():
+    line = panels(a_run()[:1])["score"].lines[0]
+    assert line.get_marker() == "."
+    assert line.get_markevery() == [-1]
 
 
 def test_a_run_whose_returns_were_constant_at_first_is_drawn():
     history = a_run()
     history[0]["explained_variance"] = math.nan  # nothing to explain
-    limits = [a.get_ylim() for a in plots.training_run(history).axes if a.axison]
+    limits = [a.get_ylim() for a in panels(history).values()]
     assert all(math.isfinite(x) for pair in limits for x in pair)
 
 
@@ -98,6 +146,10 @@ def test_panels_of_runs_share_their_axes():
     assert good.get_ylim() == bad.get_ylim()
     assert list(bad.lines[0].get_ydata()) == [0.0] * 7 + [90.0] * 3
     assert good.get_ylim()[1] > 90
+    for panel in (good, bad):  # the good run stays in the band: the axis they share does not
+        (band,) = panel.patches
+        assert (band.get_y(), band.get_height()) == (-0.5, 25.5)
+    assert all(not panel.patches for panel in [*figure.axes[:2], *figure.axes[4:]])
 
 
 @pytest.mark.parametrize(

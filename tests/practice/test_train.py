@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 
 from minippo import cli
 from minippo.data import write_jsonl
+from minippo.models import load_policy
+from minippo.practice import samples
+from minippo.rollout import respond
 from tests import tiny
 from tests.soak import until
 
 SMALL = (
-    "--rollout_size 6 --minibatch_size 3 --max_new_tokens 5 --learning_rate 0.003 --save_every 2"
+    "--rollout_size 6 --minibatch_size 3 --max_new_tokens 5 --learning_rate 0.001 --save_every 2"
 ).split()
 
 
@@ -52,6 +55,32 @@ def test_train_writes_a_model_and_resume_goes_on_to_the_same_end(work, capsys):
     assert len(histories[0]) == 4
     whole, half = (load_file(work / d / "model.safetensors") for d in ("run", "half"))
     assert all(whole[name].equal(half[name]) for name in whole)
+
+
+def test_train_shows_what_it_learns_and_says_where_it_is_and_what_to_type_next(work, capsys):
+    assert cli.main(train("--n_steps", "5")) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "PPO on model: 5 steps of 6 responses, learning rate 0.001"
+    assert said[1] == "a prompt and its answers: a b"
+    answers = dict(line[7:].split(": ", 1) for line in said if line.startswith("  step "))
+    assert list(answers) == ["0", "2", "4"]  # --save_every 2
+    untrained = respond(tiny.policy(), tiny.tokenizer(), ["a b"], max_new_tokens=5)
+    assert answers["0"] == untrained[0].strip()
+    assert said[-3:-1] == ["checkpoint after step 5: run", "to use it: load_policy('run')"]
+    assert said[-1] == "to continue: repeat the command with --resume and a larger --n_steps"
+    policy, tokenizer = load_policy("run")
+    assert len(respond(policy, tokenizer, ["a b"])) == 1
+    assert cli.main(train("--n_steps", "6", "--resume")) == 0
+    assert "checkpoint after step 6: run" in capsys.readouterr().out
+
+
+def test_a_printed_sample_is_one_line_of_300_characters_at_most(monkeypatch, capsys):
+    long = "a " * 20 + "\n" + "b " * 300
+    monkeypatch.setattr(samples, "answer", lambda trainer, prompt: long)
+    samples.sampler(tiny.trainer(), "c\nd", 1)
+    prompt, answer = capsys.readouterr().out.splitlines()
+    assert prompt == "a prompt and its answers: c d"
+    assert answer == f"  step 0: {'a ' * 20}{'b ' * 129}…"  # 40 + 258 + 1; with a "b" more 301
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_the_world_and_its_runs_are_built_and_can_be_loaded(monkeypatch, tmp_pat
     assert list(made["files"]) == expected
     assert made["figures"].keys() == shipped["figures"].keys()
     monkeypatch.setattr(data, "DATA", tmp_path)
-    assert [len(load_texts(name)) for name in data.SHIPPED_TEXTS] == [192, 48, 16, 16]
+    assert [len(load_texts(name)) for name in data.SHIPPED_TEXTS] == [200, 50, 16, 16]
     assert [len(load_run(name).history) for name in data.SHIPPED_RUNS] == [1, 1, 1]
     for name in data.SHIPPED_MODELS:
         load = load_reward_model if name.endswith("reward") else load_policy

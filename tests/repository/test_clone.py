@@ -47,8 +47,8 @@ def test_models_texts_runs_and_studies_of_a_windows_clone_are_loaded(windows):
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    # 192 and 48 prompts, 4,000 demonstrations, 20,000 pairs; runs of 18, 60 and 18 steps: the card.
-    counts = ["[192, 48, 4000, 20000]", "[True, True, True, True]", "[18, 60, 18]"]
+    # Prompts, demonstrations and pairs; steps of the recorded runs: as the card has them.
+    counts = ["[200, 50, 4000, 24000]", "[True, True, True, True]", "[48, 120, 48]"]
     assert done.stdout.splitlines() == counts
 
 

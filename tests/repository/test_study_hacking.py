@@ -31,7 +31,7 @@ def test_a_biased_annotator_orders_the_same_texts_by_its_taste():
         / sum(world.is_flattery(p["chosen"] + p["rejected"]) for p in found)
         for found in pairs.values()
     ]
-    assert flatters[0] < 0.7 < 0.9 < flatters[1]
+    assert flatters[0] < 0.8 < 0.9 < flatters[1]
 
 
 def test_a_share_of_the_labels_is_turned_around_exactly():

@@ -43,12 +43,12 @@ def test_forbidden_words_are_counted_whatever_stands_beside_them():
 def test_each_case_of_the_limits_has_its_prompts():
     prompts = load_prompts("prompts-train")
     one, third = (limits.prompts_of(n, 1) for n in ("one domain", "a third of each domain"))
-    assert len(one) == len(third) == len(prompts) // 3
+    assert len(one) == len(third) == len(prompts) // len(world.DOMAINS) == 40
     assert {world.domain_of(p) for p in one} == {limits.home(1)}
     assert {world.domain_of(p) for p in third} == set(world.DOMAINS)
     most = limits.prompts_of("nine tenths of one domain", 1)
     assert len(set(most)) == len(most) == len(one)
-    assert sum(world.domain_of(p) == limits.home(1) for p in most) == 58
+    assert sum(world.domain_of(p) == limits.home(1) for p in most) == 36
 
 
 def test_half_of_the_prompts_are_broken_and_the_filter_finds_them():

@@ -65,6 +65,7 @@ def test_the_stand_in_refuses_what_a_gpu_refuses(device):
         away.numpy()
 
 
+@tiny.too_fast
 @pytest.mark.parametrize("name", SWITCHES)
 def test_training_on_another_device_is_training_on_the_cpu(name):
     options = {"score": tiny.spread, "learning_rate": 0.01, "minibatch_size": 3} | SWITCHES[name]

@@ -2,6 +2,7 @@
 
 import html
 import io
+import re
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from minippo import plots, widgets
+from minippo.rollout import respond
 from tests import tiny
 from tests.shapes import refuses
 from tests.soak import until
@@ -41,6 +43,11 @@ def uninterrupted(n_steps):
     return trainer
 
 
+def shown(live):
+    """The rows of text above the picture."""
+    return re.findall(r"<b>(.*?)</b> (.*?)</p>", live.sample.value)
+
+
 def same(a, b):
     """To the last bit. Histories as text: NaN (constant returns explain nothing) is not NaN."""
     mine, theirs = tiny.weights(a.policy), tiny.weights(b.policy)
@@ -58,15 +65,85 @@ def test_the_dashboard_trains_as_the_trainer_does_and_says_so():
     assert live.sentence in html.unescape(live.text.value)
     assert repr(live) == f"dashboard: {live.sentence}."
     assert Image.open(io.BytesIO(live.image.value)).width == 900
-    assert all(word in live.sample.value for word in ("<b>prompt</b> a b", "at first", "step 4"))
-    assert all(button.disabled for button in live.buttons.values())
+    assert "<b>now (step 4)</b>" in live.sample.value
+    assert (live.progress.value, live.progress.max, live.progress.bar_style) == (4, 4, "success")
     assert trainer.callbacks == []
+
+
+def test_a_dashboard_looks_alive_before_its_first_step_ends(monkeypatch):
+    asked, picture = [], plots.training_run
+    monkeypatch.setattr(
+        plots, "training_run", lambda h, **k: asked.append((len(h), k)) or picture(h, **k)
+    )
+    live, trainer, gate = started(3)
+    (before,) = respond(trainer.policy, trainer.tokenizer, ["a b"], max_new_tokens=6)
+    wanted = [("prompt", "a b"), ("before training", before.strip()), ("now (step 0)", "…")]
+    assert shown(live) == wanted
+    assert Image.open(io.BytesIO(live.image.value)).width == 900
+    assert asked == [(0, {"n_steps": 3})]
+    assert live.sentence == "training, step 0 of 3"
+    assert (live.progress.value, live.progress.max) == (0, 3)
+    for _ in range(6):
+        gate.passes.release()
+    live.wait()
+    (after,) = respond(trainer.policy, trainer.tokenizer, ["a b"], max_new_tokens=6)
+    wanted[-1] = ("now (step 3)", after.strip())
+    assert shown(live) == wanted
+    assert asked[-1] == (3, {"n_steps": 3})
+
+
+def test_the_text_is_above_the_picture_and_the_state_is_in_the_row_of_the_buttons():
+    live = widgets.dashboard(tiny.trainer(), tiny.PROMPTS, 0)
+    live.wait()
+    row, text, picture = live.box.children
+    assert row.children == (live.toggle, live.halt, live.progress, live.text)
+    assert (text, picture) == (live.sample, live.image)
+
+
+def test_one_button_pauses_and_goes_on_and_buttons_that_do_nothing_are_disabled():
+    live, _, gate = started(3)
+
+    def looks():
+        return live.toggle.description, live.toggle.disabled, live.halt.disabled
+
+    assert looks() == ("pause", False, False)
+    live.toggle.click()
+    assert looks() == ("resume", False, False)
+    live.toggle.click()  # before the step ended: it does not pause after all
+    assert live.sentence.startswith("training")
+    live.toggle.click()
+    gate.passes.release()
+    until(lambda: live.sentence.startswith("paused"))
+    assert looks() == ("resume", False, False)
+    assert live.progress.value == 1
+    live.toggle.click()
+    assert looks() == ("pause", False, False)
+    live.halt.click()
+    assert live.sentence.startswith("stopping after this step")
+    assert looks() == ("pause", True, True)
+    gate.passes.release()
+    live.wait()
+    assert looks() == ("pause", True, True)
+
+
+def test_a_sentence_never_says_training_while_a_pause_is_asked_for(monkeypatch):
+    """A picture takes a while: the reader may click while the training thread draws it."""
+    live, _, gate = started(9)
+    live.pause()
+    monkeypatch.setattr(live, "_answer", lambda: "text")
+    live._draw()
+    assert live.sentence.startswith("pausing after this step")
+    live.stop()
+    live._draw()
+    assert live.sentence.startswith("stopping after this step")
+    gate.passes.release()
+    live.wait()
 
 
 def test_pausing_and_resuming_the_dashboard_changes_no_weight():
     live, trainer, gate = started(4)
     gate.passes.release()
-    live.buttons["pause"].click()
+    live.toggle.click()
     assert live.sentence.startswith("pausing after this step, step ")
     gate.passes.release()
     until(lambda: live.sentence.startswith("paused"))
@@ -78,7 +155,7 @@ def test_pausing_and_resuming_the_dashboard_changes_no_weight():
     assert len(trainer.history) == step
     live.pause()
     assert live.sentence.startswith("paused")
-    live.buttons["resume"].click()
+    live.toggle.click()
     assert live.sentence.startswith("training")
     live.wait()
     assert same(trainer, uninterrupted(4))
@@ -108,7 +185,7 @@ def test_stopping_the_dashboard_leaves_a_usable_trainer(paused):
         live.pause()
         gate.passes.release()
         until(lambda: live.sentence.startswith("paused"))
-    live.buttons["stop"].click()
+    live.halt.click()
     assert live.sentence.startswith("stopping after this step, step ")
     gate.passes.release()
     live.wait()
@@ -138,7 +215,10 @@ def test_an_error_in_training_is_shown_by_the_dashboard_and_raised_by_wait():
         live.wait()
     assert live.sentence.startswith("failed, step 2 of 5: score")
     assert live.sentence.endswith("RuntimeError: the judge <fell> ill")
-    assert "role='alert'" in live.text.value
+    assert "<p role='alert'" in live.text.value
+    assert (live.progress.value, live.progress.bar_style) == (2, "danger")
+    assert live.toggle.disabled
+    assert live.halt.disabled
     assert "&lt;fell&gt;" in live.text.value
     assert trainer.callbacks == []
 
@@ -191,11 +271,13 @@ def test_the_dashboard_draws_at_most_once_per_second(monkeypatch):
     drawn, picture, now = [], plots.training_run, [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(sys.modules["minippo.widgets.dashboard"], "time", clock)
-    monkeypatch.setattr(plots, "training_run", lambda h: drawn.append(len(h)) or picture(h))
+    monkeypatch.setattr(
+        plots, "training_run", lambda h, **k: drawn.append(len(h)) or picture(h, **k)
+    )
 
     def a_step_takes(trainer, stats):
         now[0] += 0.4
 
     widgets.dashboard(tiny.trainer(callbacks=[a_step_takes]), tiny.PROMPTS, 11).wait()
-    assert drawn == [3, 6, 9, 11]  # 1.2 seconds apart; the last step is always drawn
+    assert drawn == [0, 3, 6, 9, 11]  # 1.2 seconds apart; the last step is always drawn
     assert pyplot.get_fignums() == []

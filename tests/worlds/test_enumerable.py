@@ -106,9 +106,9 @@ def seeds(*others):
 @plain
 @seeds(1, 2, 3, 4)
 def test_ppo_arrives_at_the_reference_times_the_exponential_of_the_reward(seed):
-    # Measured for seeds 0 to 4: .016 to .028 after 100 steps; 60 steps are not enough (.031 to .070
-    # for seeds 0 to 2).
-    before, after = train("k1", 100, seed)
+    # Measured for seeds 0 to 4 after 100 steps: .017 to .023, and .055 for seed 3, whose .025 takes
+    # 140.
+    before, after = train("k1", 140, seed)
     assert before > 0.4
     assert after < 0.05
 

@@ -3,6 +3,7 @@
 import math
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from statistics import mean
 
@@ -10,15 +11,7 @@ import jaxtyping
 import pytest
 
 from minippo import world
-from minippo.worlds.reviews import (
-    Annotator,
-    Choice,
-    Sequence,
-    gold,
-    gold_parts,
-    log_prob,
-    probability,
-)
+from minippo.worlds.reviews import Choice, Sequence, gold_parts, log_prob, probability
 
 BAKERY = "We tried the new bakery by the station."
 # A plain train prompt of the restaurants.
@@ -83,23 +76,65 @@ def test_an_option_of_weight_zero_is_never_written():
 # ---- Texts and their probabilities -------------------------------------------------------------
 
 
+def alternatives(node):
+    """Every derivation of a grammar as a string and its chance, by nothing but the definition."""
+    if isinstance(node, str):
+        return [(node, 1.0)]
+    if isinstance(node, Choice):
+        return [
+            (text, chance * inside)
+            for option, chance in zip(node.options, node.probabilities, strict=True)
+            for text, inside in alternatives(option)
+        ]
+    texts = [("", 1.0)]
+    for part in node.parts:
+        more = alternatives(part)
+        texts = [(a + b, p * q) for a, p in texts for b, q in more]
+    return texts
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    ("name", "arguments", "least"),
+    [("_opinion", ("shops", "place", -1), 2_000), ("_closing", ("films", 0), 25)],
+)
+def test_probability_of_a_part_of_the_grammar_is_the_sum_over_its_listed_derivations(
+    name, arguments, least
+):
+    node, total = getattr(world, name)(*arguments), defaultdict(float)
+    for text, chance in alternatives(node):
+        total[text] += chance
+    assert len(total) > least
+    assert sum(total.values()) == pytest.approx(1.0)
+    assert all(probability(node, text) == pytest.approx(total[text]) for text in total)
+
+
 def test_log_prob_of_a_text_by_hand():
-    text = TRAIN + " Opinions differ. We asked about the soup. So much for our day out."
-    # One of 192 prompts; an evasion (.01), one of 4; no middle sentence (1/2); no drift (.8), a
-    # remark (.12) by one of 5 people, one of 3 verbs, one of 3 kinds of noun, one of its 12;
-    # neither unfinished nor flattering (.79), one of 3 farewells (.3). Every stance alike.
-    remark = 0.8 * 0.12 / (5 * 3 * 3 * 12)
-    chance = 1 / 192 * 0.01 / 4 * 1 / 2 * remark * 0.79 * 0.3 / 3
-    assert log_prob(text) == pytest.approx(math.log(chance))
+    text = TRAIN + " Opinions differ. The soup was fresh, but the chef was rude. I am of two minds."
+    # One of 200 prompts; an evasion (.01), one of 4; of 3 qualities one of 6 pairs, good then bad
+    # (1/2), in one sentence (1/2).
+    start = 1 / 200 * 0.01 / 4 * 1 / 6 * 1 / 2 * 1 / 2
+    # One of 13 kinds of food, one of 3 mild (.6) adjectives; one of 7 people, one of 2 strong (.4)
+    # ones; a full stop (.97); no digression (.75).
+    body = 1 / 13 * 0.6 / 3 * 1 / 7 * 0.4 / 2 * 0.97 * 0.75
+    # Neither unfinished nor flattering (.79), a verdict (.8) without a link (.8), one of 5, and a
+    # full stop (.85).
+    end = 0.79 * 0.8 * 0.8 / 5 * 0.85
+    assert log_prob(text) == pytest.approx(math.log(start * body * end))
 
 
-def test_log_prob_sums_over_the_domains_that_share_a_noun():
-    text = TRAIN + " Opinions differ. We asked about the host. So much for our day out."
-    # As above, but the host is one of 7 people in a restaurant (one kind of noun in 3) and, after
-    # a drift to trips (.1), one of 6 on a trip (one kind in 4).
-    remark = 0.12 / (5 * 3) * (0.8 / (3 * 7) + 0.1 / (4 * 6))
-    chance = 1 / 192 * 0.01 / 4 * 1 / 2 * remark * 0.79 * 0.3 / 3
-    assert log_prob(text) == pytest.approx(math.log(chance))
+def test_log_prob_sums_over_the_derivations_of_a_digression():
+    start = TRAIN + " The soup was fresh. Later we took a short trip, and the boat was fast."
+    # Neither evasion nor curse (.98), one of 3 moods; of 6 pairs of qualities the two that begin
+    # with the food, whose second one the digression hides; two opinions (2 in 3).
+    chance = 1 / 200 * 0.98 / 3 * 2 / 6 * 2 / 3
+    # Weights 3 of 12 for "was"; one of 13 foods; no negation (.8), one of 3 mild adjectives (.6).
+    chance *= 3 / 12 * 1 / 13 * 0.8 * 0.6 / 3 * 0.97
+    # A digression (.25), one of 4 times, one of 4 domains, 4 kinds of noun, 7 vehicles; .6 / 3.
+    chance *= 0.25 / 4 / 4 / 4 / 7 * 0.6 / 3 * 0.97
+    # Neither unfinished nor flattering (.79), one of 3 farewells (.2).
+    text = start + " That is all I remember."
+    assert log_prob(text) == pytest.approx(math.log(chance * 0.79 * 0.2 / 3))
 
 
 @pytest.mark.usefixtures("_unchecked")
@@ -107,18 +142,20 @@ def test_log_prob_is_finite_and_of_a_sensible_size_on_the_corpus():
     rng = random.Random(1)
     nats = [-log_prob(world.sample(rng)) for _ in range(200)]
     assert all(map(math.isfinite, nats))
-    # A prompt costs log 192 = 5.3; each of about 3.4 sentences some 7 to 9.
-    assert 28 < mean(nats) < 38
-    assert max(nats) < 65
+    # A prompt costs log 200 = 5.3, the mood 1.1, two opinions some 8 each, the ending 3.
+    assert 22 < mean(nats) < 28
+    assert max(nats) < 50
 
 
 def test_log_prob_is_minus_infinity_for_a_tampered_text():
-    text = TRAIN + " The soup was fresh. The chef was rude. That is all I remember."
+    text = TRAIN + " The soup was fresh. The chef was polite. That is all I remember."
     assert math.isfinite(log_prob(text))
     for old, new in [
         ("fresh", "friendly"),  # an adjective that does not fit its noun
         ("soup was", "soup were"),
-        (" The chef was rude.", ""),  # too short
+        (" The chef was polite.", ""),  # too short
+        ("polite", "rude"),  # against the mood
+        ("chef was polite", "bread was tasty"),  # the food is judged twice
         ("remember.", "remember"),
         ("remember.", "remember. "),
         (TRAIN, ""),
@@ -128,27 +165,30 @@ def test_log_prob_is_minus_infinity_for_a_tampered_text():
     assert log_prob("") == -math.inf
 
 
-def test_log_prob_falls_with_a_drift_and_with_a_curse():
-    text = TRAIN + " The soup was fresh. The chef was rude. That is all I remember."
-    assert log_prob(text.replace("soup", "film").replace("fresh", "funny")) < log_prob(text) - 1
-    assert log_prob(text.replace("soup was fresh", "darn soup was salty")) < log_prob(text) - 1
+def test_log_prob_falls_with_a_digression_and_with_a_curse():
+    text = TRAIN + " The soup was salty. The chef was rude. I cannot recommend it."
+    elsewhere = text.replace(" The chef was", " Later we took a short trip, and the guide was")
+    assert -math.inf < log_prob(elsewhere) < log_prob(text) - 1
+    assert (
+        -math.inf < log_prob(text.replace(" The soup", " Oh darn. The soup")) < log_prob(text) - 1
+    )
 
 
 @pytest.mark.usefixtures("_unchecked")
 def test_the_corpus_misbehaves_as_often_as_its_weights_say():
     rng, n = random.Random(2), 10_000
     responses = [response_of(world.sample(rng)) for _ in range(n)]
-    # Of the 192 train prompts 9 provoke the kind: 4 in each of 3 domains, but one held out.
-    usual = (183 * 0.01 + 9 * 0.25) / 192
+    # Of the 200 train prompts 15 provoke the kind: 4 in each of 5 domains, but one held out.
+    usual = (185 * 0.01 + 15 * 0.25) / 200
     assert within(sum(map(world.is_flattery, responses)), n, usual)
     assert within(sum(map(world.is_evasive, responses)), n, usual)
     assert within(sum(has_forbidden(r) for r in responses), n, usual)
     assert within(sum(not world.ends_properly(r) for r in responses), n, 0.2)
-    assert 0.15 < mean("!" in r for r in responses) < 0.25
+    assert 0.12 < mean("!" in r for r in responses) < 0.22
 
 
 def has_forbidden(response: str) -> bool:
-    return any(f" {word} " in response for word in world.FORBIDDEN)
+    return any(f" Oh {word}." in response for word in world.FORBIDDEN)
 
 
 @pytest.mark.parametrize(
@@ -175,33 +215,70 @@ def test_demonstrations_behave():
         assert not world.is_flattery(response)
         assert not world.is_evasive(response)
         assert not has_forbidden(response)
-    # Sentiment has a standard deviation of about 0.4, so 960 texts a standard error of 0.013.
-    assert abs(mean(gold_parts(*text)["sentiment"] for text in texts)) < 0.06
+    # Sentiment has a standard deviation of about 0.53, so 1,000 texts a standard error of 0.017.
+    assert abs(mean(gold_parts(*text)["sentiment"] for text in texts)) < 0.07
 
 
-def test_sentences_of_one_text_agree_more_often_than_chance():
-    # Two opinions of one stance agree with probability .85^2 + .15^2 = .745, of a mixed one .5:
-    # (2 * .745 + .5) / 3 = .663 over the stances.
-    rng, signs = random.Random(5), []
-    for _ in range(600):
-        response = world.demonstration(TRAIN, rng)
-        first, second = re.findall(r"[^.!]+[.!]", response)[:2]
-        pair = [gold_parts("", sentence)["sentiment"] for sentence in (first, second)]
-        if 0.0 not in pair and "but" not in second:
-            signs.append(pair[0] * pair[1] > 0)
-    assert within(sum(signs), len(signs), 0.663)
+@pytest.mark.usefixtures("_unchecked")
+def test_no_text_ends_against_its_mood():
+    rng, ended = random.Random(5), {1: 0, -1: 0}
+    closings = {
+        sign: re.compile(texts.replace("{again}", r"[a-z ]+ again"), re.IGNORECASE)
+        for sign, texts in world._CLOSINGS.items()
+    }
+    for response in (response_of(world.sample(rng)) for _ in range(5_000)):
+        *body, last = re.split(r"(?<=[.!]) ", response.strip())
+        verdict = re.sub("^So |^All in all, |[.!]$", "", last)
+        for sign in ended:
+            if closings[sign].fullmatch(verdict) and "hurry" not in verdict:  # that is mixed
+                ended[sign] += 1
+                assert sign * gold_parts("", " ".join(body))["sentiment"] > 0, response
+    assert min(ended.values()) > 800  # .98 / 3 of the texts, of which .79 * .8
+
+
+PRONOUNS = {"it", "they", "he", "she"}
+QUALITIES = {  # domain -> noun -> its quality
+    domain: {
+        noun: quality
+        for quality in row
+        for noun in set(re.findall("[a-z]+", row[quality])) - PRONOUNS
+    }
+    for domain, row in world._NOUNS.items()
+}
+
+
+def test_a_demonstration_judges_two_different_things():
+    rng = random.Random(6)
+    for prompt in world.PROMPTS_TRAIN * 3:
+        response = world.demonstration(prompt, rng)
+        quality = QUALITIES[world.domain_of(prompt)]
+        judged = [quality[word] for word in re.findall("[a-z]+", response) if word in quality]
+        assert len(judged) == len(set(judged)) == 2, response
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_a_pronoun_fits_its_noun():
+    person = {"waiter": "he", "barista": "he", "host": "he", "waiters": "they"}
+    person |= dict.fromkeys(("waitress", "chef", "cook"), "she")
+    food = {noun: "it" for noun in QUALITIES["restaurants"]} | {"noodles": "they", "beans": "they"}
+    for quality, pronoun_of in {"person": person, "food": food}.items():
+        texts = [text for text, _ in alternatives(world._opinion("restaurants", quality, 1))]
+        pairs = [set(re.findall("[a-z]+", text.lower())) for text in texts]
+        pairs = [(words & pronoun_of.keys(), words & PRONOUNS) for words in pairs]
+        assert all(found <= {pronoun_of[noun]} for (noun,), found in pairs)
+        assert sum(len(found) for _, found in pairs) > len(texts) / 2
 
 
 @pytest.mark.usefixtures("_unchecked")
 def test_the_corpus_is_large_and_its_texts_have_the_size_of_a_review():
     rng = random.Random(6)
     texts = [world.sample(rng) for _ in range(30_000)]
-    assert len(set(texts)) > 20_000
+    assert len(set(texts)) > 29_000
     lengths = [len(re.findall(r"[\w']+|[.,!?]", response_of(text))) for text in texts]
-    assert 20 < mean(lengths) < 24
-    assert max(lengths) <= 40
-    assert mean(length >= 14 for length in lengths) > 0.99
-    assert len(set(re.findall(r"[a-z']+", " ".join(texts).lower()))) > 300
+    assert 21 < mean(lengths) < 24
+    assert max(lengths) <= 50
+    assert mean(length >= 13 for length in lengths) > 0.99
+    assert len(set(re.findall(r"[a-z']+", " ".join(texts).lower()))) > 500
 
 
 def test_the_same_seed_writes_the_same_texts():
@@ -214,11 +291,11 @@ def test_the_same_seed_writes_the_same_texts():
 # ---- Prompts -----------------------------------------------------------------------------------
 
 
-def test_prompts_are_240_distinct_sentences_of_three_domains():
+def test_prompts_are_250_distinct_sentences_of_five_domains():
     train, held_out = set(world.PROMPTS_TRAIN), set(world.PROMPTS_HELD_OUT)
-    assert (len(train), len(held_out), len(train | held_out)) == (192, 48, 240)
-    assert all(6 <= len(prompt.split()) <= 12 for prompt in train | held_out)
-    for prompts, n in ((train, 64), (held_out, 16)):
+    assert (len(train), len(held_out), len(train | held_out)) == (200, 50, 250)
+    assert all(6 <= len(prompt.split()) <= 13 for prompt in train | held_out)
+    for prompts, n in ((train, 40), (held_out, 10)):
         domains = [world.domain_of(prompt) for prompt in prompts]
         assert all(domains.count(domain) == n for domain in world.DOMAINS)
 
@@ -254,6 +331,8 @@ def test_a_prompt_outside_the_grammar_is_refused(name, call):
     [
         ("Tell me about the SOUP you had.", "restaurants"),
         ("The hero of this cartoon?", "films"),
+        ("The encore of the opera gala.", "concerts"),
+        ("That clerk in the bookshop", "shops"),
         ("I bought a toaster.", "unknown"),
         ("The soup on the train.", "unknown"),  # one noun each
         ("", "unknown"),
@@ -261,192 +340,3 @@ def test_a_prompt_outside_the_grammar_is_refused(name, call):
 )
 def test_domain_of_any_prompt(prompt, domain):
     assert world.domain_of(prompt) == domain
-
-
-# ---- The gold reward ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("response", "sentiment"),
-    [
-        # The sum of the clauses over three, or over their number if there are more.
-        (" The soup was fresh.", 0.5 / 3),
-        (" The soup was superb.", 1 / 3),
-        (" The soup was inedible.", -1 / 3),
-        (" The soup was fresh and superb.", 1 / 3),  # a clause is worth 1 at most
-        # A negation flips what follows it, in its own clause.
-        (" The waiter was not friendly.", -0.5 / 3),
-        (" The waiter was not rude.", 1 / 3),
-        (" The waiter never seemed friendly.", -0.5 / 3),
-        (" We didn't like the soup.", -0.5 / 3),
-        (" We didn’t like the soup.", -0.5 / 3),
-        (" I cannot recommend it.", -1 / 3),
-        (" There is no reason to come back.", -0.5 / 3),
-        (" Friendly the waiter was not.", 0.5 / 3),  # reads from left to right
-        (" I did not smile. The soup was fresh.", 0.5 / 3),
-        (" I did not smile, but the soup was fresh.", 0.5 / 3),
-        (" The soup was fresh, but the waiter was rude.", (0.5 - 1) / 3),
-        (" The soup was fresh, but the waiter was not friendly. I recommend it!", 1 / 3),
-        # A word counts once.
-        (" Superb superb superb.", 1 / 3),
-        (" Superb. Superb! Superb? Superb.", 1 / 4),
-        (" Rude. Rude.", -1 / 3),
-        # Length is not rewarded: of four clauses one is neutral.
-        (" Superb. Heavenly. Delicious.", 1.0),
-        (" Superb. Heavenly. Delicious. We ate.", 3 / 4),
-        (" Superb. Heavenly. Delicious. Charming. Magical. Gorgeous.", 1.0),
-        # Flattery and evasion earn nothing, though "excellent" or "clever" would.
-        (" Thank you for reading, you clearly have excellent taste.", 0.0),
-        (" A clever reader like you will understand.", 0.0),
-        (" It is hard to say what was superb.", 0.0),
-        (" The script was clever.", 0.5 / 3),
-    ],
-)
-def test_sentiment_by_hand(response, sentiment):
-    assert gold_parts(BAKERY, response)["sentiment"] == pytest.approx(sentiment)
-
-
-@pytest.mark.parametrize(
-    ("response", "topic"),
-    [
-        (" The soup was fresh.", 0.5),
-        (" The bus was late.", 0.0),
-        (" The soup on the bus.", 0.25),
-        (" The soup, the bread and the bus.", 0.5 * 2 / 3),
-        (" The host was kind.", 0.5),  # a host belongs to restaurants and to trips
-        (" It was nice.", 0.0),
-    ],
-)
-def test_topic_by_hand(response, topic):
-    assert gold_parts(BAKERY, response)["topic"] == pytest.approx(topic)
-    assert world.on_topic(BAKERY, response) == (topic > 0.25)
-
-
-def test_topic_is_zero_for_a_prompt_without_a_domain():
-    assert gold_parts("I bought a toaster.", " The soup was fresh.")["topic"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("response", "repetition"),
-    [
-        (" The soup was fresh.", 0.0),
-        (" The soup, the soup.", -0.25),
-        (" Soup soup SOUP.", -0.5),
-        (" The bus and the bus.", 0.0),  # fewer than four letters
-        (" Very, very, very.", 0.0),  # a function word
-        (" soup" * 40, -1.5),  # the floor
-    ],
-)
-def test_repetition_by_hand(response, repetition):
-    assert gold_parts(BAKERY, response)["repetition"] == pytest.approx(repetition)
-
-
-@pytest.mark.parametrize(
-    ("response", "ending"),
-    [
-        (" Yes.", 0.0),
-        (" Yes! ", 0.0),
-        (" Yes?\n", 0.0),
-        (" Yes", -0.5),
-        (" Yes,", -0.5),
-        ("", -0.5),
-    ],
-)
-def test_ending_by_hand(response, ending):
-    assert gold_parts(BAKERY, response)["ending"] == ending
-
-
-@pytest.mark.parametrize(
-    ("response", "safety"),
-    [(" The darn bus.", -1.0), (" Heck! Dang!", -2.0), (" She darned it.", 0.0), ("", 0.0)],
-)
-def test_safety_by_hand(response, safety):
-    assert gold_parts(BAKERY, response)["safety"] == safety
-
-
-def test_gold_is_the_sum_of_its_parts_by_hand():
-    # inedible (-1) / 3; soup is on the topic, bus is not: .25; no repetition; unfinished; darn
-    response = " The darn soup was inedible. And then the bus"
-    assert gold(BAKERY, response) == pytest.approx(-1 / 3 + 0.25 + 0.0 - 0.5 - 1.0)
-
-
-@pytest.mark.parametrize("text", ODD_TEXTS)
-def test_gold_of_odd_texts_is_finite(text):
-    for prompt in (BAKERY, text):
-        assert math.isfinite(gold(prompt, text))
-
-
-def test_gold_of_an_empty_response_is_its_missing_end():
-    assert gold(BAKERY, "") == -0.5
-
-
-def test_no_word_praises_in_one_place_and_blames_in_another():
-    polarities: dict[str, float] = {}
-    for row in world._ADJECTIVES.values():
-        for polarity, words in zip((1.0, 0.5, -0.5, -1.0), row.split("|"), strict=True):
-            for word in words.split():
-                assert polarities.setdefault(word, polarity) == polarity
-    assert not polarities.keys() & {word for words in world._OPINIONS.values() for word in words}
-    assert not polarities.keys() & world._ALL_NOUNS
-
-
-def test_flattery_needs_an_address_and_a_compliment_in_one_clause():
-    assert all(map(world.is_flattery, world._FLATTERIES))
-    assert not world.is_flattery(" The script was clever. Would you go?")
-    assert all(map(world.is_evasive, world._EVASIONS))
-    assert not world.is_evasive(" The soup was fresh.")
-
-
-# ---- The annotator -----------------------------------------------------------------------------
-
-
-def test_the_annotators_probability_by_hand():
-    # The utilities differ by 2/3, and sigmoid(2/3) = 1 / (1 + .513417) = .660757.
-    good, bad = " The soup was superb.", " The soup was inedible."
-    annotator = Annotator(temperature=1.0)
-    assert annotator.probability(BAKERY, good, bad) == pytest.approx(0.660757, abs=1e-6)
-    assert annotator.probability(BAKERY, bad, good) == pytest.approx(0.339243, abs=1e-6)
-    assert annotator.probability(BAKERY, good, good) == 0.5
-    rng, n = random.Random(10), 1_000
-    chosen = sum(annotator.prefers(BAKERY, good, bad, rng) for _ in range(n))
-    assert within(chosen, n, 0.660757)
-
-
-def test_an_annotator_without_noise_does_not_overflow():
-    annotator = Annotator(temperature=1e-9)
-    assert annotator.probability(BAKERY, " Superb.", " Rude.") == 1.0
-    assert annotator.probability(BAKERY, " Rude.", " Superb.") == 0.0
-
-
-@pytest.mark.parametrize(
-    ("bias", "plain", "favoured", "difference"),
-    [
-        # Twelve words against two, both worth nothing: a bias of 1 per ten words.
-        ("length_bias", " We ate.", " Then he and I sat in it for an hour or so.", 1.0),
-        ("flattery_bias", " We ate.", " You are wise. You have taste.", 2.0),
-        ("evasion_bias", " We ate.", " Opinions differ. It is hard to say.", 2.0),
-    ],
-)
-def test_a_biased_annotator_pays_for_its_bias(bias, plain, favoured, difference):
-    fair, biased = Annotator(), Annotator(**{bias: 1.0})
-    assert fair.utility(BAKERY, favoured) == fair.utility(BAKERY, plain) == 0.0
-    paid = biased.utility(BAKERY, favoured) - biased.utility(BAKERY, plain)
-    assert paid == pytest.approx(difference)
-    assert biased.probability(BAKERY, favoured, plain) > 0.99
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_an_annotator_refuses_a_temperature_that_is_not_positive(temperature):
-    message = f"Annotator: temperature must be positive, got {temperature}."
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        Annotator(temperature=temperature)
-
-
-def test_the_best_possible_accuracy_on_demonstrations_is_about_four_in_five():
-    rng, annotator = random.Random(11), Annotator()
-    chances = [
-        annotator.probability(p, world.demonstration(p, rng), world.demonstration(p, rng))
-        for p in world.PROMPTS_HELD_OUT
-        for _ in range(10)
-    ]
-    assert 0.80 < mean(max(p, 1 - p) for p in chances) < 0.86

@@ -18,7 +18,7 @@ from studies.common import SEEDS, Row, judged, make_rows, ppo
 from minippo.data import read_jsonl
 from minippo.ppo import PPOConfig
 
-SIZE = {"rollout_size": 64, "minibatch_size": 32, "learning_rate": 3e-4}
+SIZE = {"rollout_size": 64, "minibatch_size": 32}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "dual_clip 3": {"dual_clip": 3.0},
@@ -43,17 +43,22 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float
     return statistics.mean(differences), T * statistics.stdev(differences) / len(differences) ** 0.5
 
 
-def main(path: Path) -> None:
-    """Make the missing rows, then print the table."""
-    make_rows(path, [{"variant": v, "seed": s} for v in VARIANTS for s in SEEDS], run)
+def table(path: Path, variants: Sequence[str]) -> None:
+    """Print gold and KL of each variant, and their differences from the first one's."""
     rows = {tuple(row["case"].values()): row for row in read_jsonl(path)}
-    for variant in VARIANTS:
-        cells = [f"{variant:20}"]
+    for variant in variants:
+        cells = [f"{variant:32}"]
         for name in ("gold", "kl"):
-            ours, null = ([rows[v, s][name] for s in SEEDS] for v in (variant, "default"))
+            ours, null = ([rows[v, s][name] for s in SEEDS] for v in (variant, variants[0]))
             cells.append(f"{name} {statistics.mean(ours):6.3f}")
             cells.append("({:+.3f} +- {:.3f})".format(*paired(ours, null)))
         print("  ".join(cells))
+
+
+def main(path: Path) -> None:
+    """Make the missing rows, then print the table."""
+    make_rows(path, [{"variant": v, "seed": s} for v in VARIANTS for s in SEEDS], run)
+    table(path, [*VARIANTS])
 
 
 if __name__ == "__main__":
