@@ -90,9 +90,8 @@ class PPOTrainer:
                 fail("PPOTrainer", "reference", "be a model if it is to be renewed", "None")
             assumptions.check_adapter(policy)
         self.accelerator = make_accelerator(log_with=tracker(log_with), project_dir=str(log_dir))
-        if (
-            rate := config.learning_rate
-        ) is None:  # a response's ratio is a product over its tokens
+        if (rate := config.learning_rate) is None:
+            # One ratio per response is a product over its tokens: it wants smaller steps.
             at = 3e-4 if config.ratio_level == "token" else 1e-4
             rate = rate_by_size(policy.language_model, at_a_million=at)
         self.score, self.tokenizer = score, tokenizer

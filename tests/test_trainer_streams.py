@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from minippo.models import load_policy, rate_by_size
-from minippo.ppo import stream
+from minippo.ppo import scheduled_rate, stream
 from minippo.sft import FitConfig, fit
 from minippo.trainer import _batch
 from tests import tiny
+from tests.shapes import refuses
 from tests.tiny import PROMPTS
 
 
@@ -86,6 +87,11 @@ def test_the_trainer_keeps_the_rate_that_it_found_and_one_that_it_was_given():
     assert found.history[0]["learning_rate"] == found.learning_rate == 3e-4
     assert found.optimizer.param_groups[0]["lr"] == 3e-4
     assert tiny.trainer(**tiny.BANDIT).learning_rate == 1e-4
+
+
+def test_a_schedule_without_a_number_is_refused_not_taken_as_zero():
+    with refuses("scheduled_rate: learning_rate", "None"):
+        scheduled_rate(0, tiny.PPOConfig())
 
 
 def test_adapters_do_not_count_and_learn_ten_times_as_fast(tmp_path):

@@ -427,7 +427,7 @@ def update_manifest(out: Path, worlds: dict[str, str] | None = None) -> None:
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     manifest["files"] = list_files(out)
     if worlds:
-        manifest["worlds of studies"] = worlds_of_studies(out) | worlds
+        manifest["worlds of studies"] = manifest.get("worlds of studies", {}) | worlds
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
