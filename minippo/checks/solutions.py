@@ -7,6 +7,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
 from minippo import entropy, masked_mean, probability_ratio
+from minippo.responses import response_mask
+
+__all__ = [
+    "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "entropy_bonus",
+    "first_ratio_error", "learning_rates", "mean_minus_variance", "optimal_policy",
+    "response_mask", "sequence_ratio", "training_memory",
+]  # fmt: skip
 
 
 def mean_minus_variance(

@@ -1,5 +1,14 @@
-"""The course: what its lessons share, and its demo."""
+"""What a lesson is made of: its start, the student's file, questions and captions by key, progress."""
 
+from minippo.course.mine import FUNCTIONS, whose
 from minippo.course.progress import progress
+from minippo.course.start import start
+from minippo.course.told import reveal, show
 
-__all__ = ["progress"]
+# The answer that is carried through all lessons: one word harms it, one helps.
+STORY = (
+    "Last week we visited the new tavern behind the market.",
+    " The waiter was a little grumpy, but the ham was heavenly. It was worth every penny.",
+)
+
+__all__ = ["FUNCTIONS", "STORY", "progress", "reveal", "show", "start", "whose"]

@@ -5,7 +5,7 @@ Each picture is one function, usable on its own; `show` puts it into a notebook 
 explorer of the same name.
 """
 
-from minippo.plots._base import COLOURS, STYLES, Picture, Shown, png, show, tidy
+from minippo.plots._base import COLOURS, STYLES, Picture, Shown, folded, png, show, tidy
 from minippo.plots.alternatives import grouped_bars, preference_loss
 from minippo.plots.bugs import (
     UNDECIDED,
@@ -95,6 +95,7 @@ __all__ = [
     "credit",
     "credit_panels",
     "each_seed",
+    "folded",
     "frontier",
     "grouped_bars",
     "health",

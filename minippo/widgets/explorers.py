@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from minippo import plots
-from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets._explorer import Asked, Explorer
 from minippo.widgets.bugs import guess_the_bug
 
 
@@ -34,7 +34,7 @@ def _places(low: float, high: float) -> list[float]:
 
 
 def clipping(
-    *, tokens: tuple[Tensor, Tensor] | None = None, question: Question | None = None
+    *, tokens: tuple[Tensor, Tensor] | None = None, question: Asked = None
 ) -> Explorer:
     """Move epsilon, the advantage and one token's ratio over PPO-Clip's objective and slope.
 
@@ -50,7 +50,7 @@ def clipping(
     )
 
 
-def clip_or_penalty(*, question: Question | None = None) -> Explorer:
+def clip_or_penalty(*, question: Asked = None) -> Explorer:
     """PPO-Clip against PPO-Penalty: move epsilon, the penalty's coefficient and the advantage."""
     controls = {
         "epsilon": _slider("epsilon", 0.2, 0.0, 0.5, 0.05),
@@ -61,7 +61,7 @@ def clip_or_penalty(*, question: Question | None = None) -> Explorer:
 
 
 def next_token(
-    logits: Tensor, words: Sequence[str], *, question: Question | None = None
+    logits: Tensor, words: Sequence[str], *, question: Asked = None
 ) -> Explorer:
     """Move along a response and change the temperature: the next token's distribution.
 
@@ -77,7 +77,7 @@ def next_token(
     return Explorer("next_token", plots.NextToken(logits, words), controls, question=question)
 
 
-def kl_two_ways(*, question: Question | None = None) -> Explorer:
+def kl_two_ways(*, question: Asked = None) -> Explorer:
     """Move a policy away from its reference: KL in both directions, and k1, k2, k3."""
     controls = {
         "shift": _slider('shift to "good"', 1.5, 0.0, 4.0, 0.25),
@@ -86,7 +86,7 @@ def kl_two_ways(*, question: Question | None = None) -> Explorer:
     return Explorer("kl_two_ways", plots.KLTwoWays(), controls, question=question)
 
 
-def kl_controller(*, question: Question | None = None) -> Explorer:
+def kl_controller(*, question: Asked = None) -> Explorer:
     """Set the controller's target and horizon against a policy that drifts."""
     horizon = _choice("horizon", [100, 200, 500, 1000, 2000, 5000, 10000], 1000)
     controls = {"target": _slider("target (nats)", 4.0, 1.0, 10.0, 0.5), "horizon": horizon}
@@ -94,7 +94,7 @@ def kl_controller(*, question: Question | None = None) -> Explorer:
 
 
 def credit(
-    words: Sequence[str], rewards: Tensor, values: Tensor, *, question: Question | None = None
+    words: Sequence[str], rewards: Tensor, values: Tensor, *, question: Asked = None
 ) -> Explorer:
     """Change gamma and lambda for one response: which tokens the score reaches, how strongly."""
     controls = {
@@ -105,7 +105,7 @@ def credit(
     return Explorer("credit", picture, controls, question=question)
 
 
-def combined_loss(*, question: Question | None = None) -> Explorer:
+def combined_loss(*, question: Asked = None) -> Explorer:
     """Weight policy loss, entropy bonus and KL, and see where each pushes the logits."""
     controls = {
         "advantage": _slider("advantage A", 1.0, -1.5, 1.5, 0.25),
@@ -116,7 +116,7 @@ def combined_loss(*, question: Question | None = None) -> Explorer:
 
 
 def training_run(
-    history: plots.History, *, title: str = "", question: Question | None = None
+    history: plots.History, *, title: str = "", question: Asked = None
 ) -> Explorer:
     """Move along a run: its seven curves at that step, and which are unhealthy.
 
@@ -128,7 +128,7 @@ def training_run(
 
 
 def token_microscope(
-    records: Sequence[Mapping[str, Any]], *, question: Question | None = None
+    records: Sequence[Mapping[str, Any]], *, question: Asked = None
 ) -> Explorer:
     """Follow one response across iterations: its ratios, advantages, KLs or entropies.
 
@@ -151,7 +151,7 @@ def over_optimisation(
     proxy: Sequence[float],
     gold: Sequence[float],
     *,
-    question: Question | None = None,
+    question: Asked = None,
 ) -> Explorer:
     """Move along the KL: the reward paid, the reward meant, and the gap between them."""
     picture = plots.OverOptimisation(kl, proxy, gold)
@@ -164,7 +164,7 @@ def frontier(
     methods: Mapping[str, Sequence[plots.Points]],
     *,
     reward: str = "gold",
-    question: Question | None = None,
+    question: Asked = None,
 ) -> Explorer:
     """Set a KL budget: the best each method achieves within it.
 
@@ -176,13 +176,13 @@ def frontier(
     return Explorer("frontier", picture, controls, question=question)
 
 
-def pipeline(*, question: Question | None = None) -> Explorer:
+def pipeline(*, question: Asked = None) -> Explorer:
     """Walk through the three stages, box by box."""
     controls = {"lit": _choice("box", list(plots.Pipeline.BOXES), "base")}
     return Explorer("pipeline", plots.Pipeline(), controls, question=question)
 
 
-def ppo_step(*, question: Question | None = None) -> Explorer:
+def ppo_step(*, question: Asked = None) -> Explorer:
     """Walk through one PPO step, box by box."""
     controls = {"lit": _choice("box", list(plots.PPOStep.BOXES), "prompts")}
     return Explorer("ppo_step", plots.PPOStep(), controls, question=question)

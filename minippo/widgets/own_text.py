@@ -9,7 +9,7 @@ import torch
 
 from minippo import plots
 from minippo.plots import Picture
-from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets._explorer import Asked, Explorer
 
 TEXT = "We tried the old bakery by the sea. The"
 
@@ -61,7 +61,7 @@ class OwnText(Picture):
 
 
 def own_text(
-    policy: Any, tokenizer: Any, *, text: str = TEXT, question: Question | None = None
+    policy: Any, tokenizer: Any, *, text: str = TEXT, question: Asked = None
 ) -> Explorer:
     """Type a text: its tokens, and the model's next-token distribution after any of them.
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -57,14 +57,15 @@ class Check:
 
         A different seed gives different cases: a grader's seed is not the notebook's.
         """
+        both = {"function": function, "reference": self.reference}
         if problem := self.signature_problem(function):
-            return Result(self.name, False, problem)
+            return Result(self.name, False, problem, **both)
         left_out = self.left_out(function)
         cases = list(self.generate(seed, left_out))
         result = self.judge(cases, [self.observe(function, case) for case in cases], left_out)
         if result.finished:
             _ATTEMPTED.add(self.name)
-        return result
+        return replace(result, **both)
 
     def generate(self, seed: int | str, left_out: Sequence[str] = ()) -> Iterator[Case]:
         """Yield a seed's cases, smallest first, except those that need an omitted keyword."""

@@ -3,8 +3,10 @@
 import html
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from IPython.display import display
 
 from minippo.checks.mistakes import Mistake
 
@@ -20,6 +22,8 @@ class Result:
         mistakes: Catalogued mistakes that explain all observations; usually none or one.
         lines: Further lines of the report.
         finished: False while there is nothing to judge.
+        function: The function checked.
+        reference: minippo's.
     """
 
     name: str
@@ -28,6 +32,26 @@ class Result:
     mistakes: tuple[Mistake, ...] = ()
     lines: tuple[str, ...] = ()
     finished: bool = True
+    function: Callable[..., Any] | None = field(default=None, compare=False)
+    reference: Callable[..., Any] | None = field(default=None, compare=False)
+
+    @property
+    def idea(self) -> bool:
+        """Whether the idea is right."""
+        return self.passed
+
+    def use(self) -> Callable[..., Any]:
+        """Show the verdict; return your function if its idea is right, minippo's until then.
+
+        In a lesson the function is then added to my_ppo.py.
+        """
+        if not self.idea:
+            display(self)
+            return _given(self.reference)
+        function = _given(self.function)
+        kept = [keep(self.name, function) for keep in KEEP]
+        display(replace(self, headline="; ".join([self.headline, *kept])))
+        return function
 
     @property
     def mistake(self) -> str | None:
@@ -73,6 +97,16 @@ class Result:
             text = html.escape("\n".join(self.lines))
             parts.append(f"<pre style='margin:0.2em 0; white-space: pre-wrap'>{text}</pre>")
         return f"<div role='status' style='{style}'>{''.join(parts)}</div>"
+
+
+def _given(function: Callable[..., Any] | None) -> Callable[..., Any]:
+    if function is None:
+        raise ValueError("use: the result must come from a check, as in checks.gae(my_gae).use().")
+    return function
+
+
+# What else is done with a function that is right; a lesson's start enters `course.mine.keep`.
+KEEP: list[Callable[[str, Callable[..., Any]], str]] = []
 
 
 class Solution:
