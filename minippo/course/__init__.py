@@ -1,4 +1,4 @@
-"""What a lesson is made of: its start, the student's file, questions and captions by key, progress."""
+"""What a lesson is made of: start, the student's file, texts by key, progress."""
 
 from minippo.course.mine import FUNCTIONS, whose
 from minippo.course.progress import progress
