@@ -62,7 +62,7 @@ class Contract:
         card += f" · difficulty {difficulty} · importance {importance}"
         parts = [
             f"## Exercise {number}: {self.title}\n*{card}*",
-            " ".join(sentence["says"].strip() for sentence in self.task),
+            " ".join(sentence["says"] for sentence in self.task).replace("\n ", "\n").strip(),
             self.worked.strip(),
         ]
         for i, hint in enumerate(self.hints, 1):
