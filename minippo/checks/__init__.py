@@ -26,6 +26,7 @@ from minippo.checks.exercises import (
     first_ratio_error,
     mean_minus_variance,
     optimal_policy,
+    ppo_epochs,
     sequence_ratio,
 )
 from minippo.checks.hacking import best_of_n_mean, distinct_n
@@ -52,6 +53,7 @@ _MATHEMATICS = (
     group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio, entropy_bonus,
     combined_loss, optimal_policy, best_of_n_mean, distinct_n,
     training_memory, learning_rates, accumulated_loss, first_ratio_error,
+    ppo_epochs,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, so load on demand
 
