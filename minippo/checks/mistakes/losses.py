@@ -73,6 +73,7 @@ def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: T
     "minimum before the advantage",
     "product clipped",
     "band around zero",
+    "epsilon always 0.2",
     ATTACHED,
     "gradient cut",
 )
@@ -85,6 +86,7 @@ def clipped_surrogate(
     dual_clip: float | None = None,
 ) -> Tensor:
     """-min(r * A, clip(r) * A)."""
+    clip_range = 0.2 if "epsilon always 0.2" in flags else clip_range
     r, low, high, advantages = ratio, 1 - clip_range, 1 + clip_range, _data(advantages, flags)
     if "band around zero" in flags:
         low, high = -clip_range, clip_range
