@@ -18,7 +18,7 @@ def _dpo_cases(draw: Draw) -> Iterator[Case]:
     near = [0.0] * draw.batch
     for chosen, rejected in ((far, near), (near, far)):
         yield draw.case(
-            "differences of +-1000", policy_chosen=chosen, policy_rejected=rejected,
+            "differences of +-1000", robust=True, policy_chosen=chosen, policy_rejected=rejected,
             ref_chosen=near, ref_rejected=near, beta=0.5,
         )  # fmt: skip
 
@@ -42,7 +42,8 @@ def _group_cases(draw: Draw) -> Iterator[Case]:
     for _ in range(3):
         yield draw.case(scores=draw.floats(*size))
     yield draw.case("scores above 0", scores=draw.floats(*size, low=1.0, high=3.0))
-    yield draw.case("equal scores", scores=[[draw.number()] * size[1] for _ in range(size[0])])
+    equal = [[draw.number()] * size[1] for _ in range(size[0])]
+    yield draw.case("equal scores", robust=True, scores=equal)
 
 
 def _switched(draw: Draw) -> Iterator[Case]:

@@ -35,7 +35,10 @@ def _ratio_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("the same policy", log_probs=same, old_log_probs=same, mask=draw.mask)
     # As unlikely as a long response: float32 represents no probability below exp(-103).
     far = [draw.token_floats(-128.0, -127.0) for _ in range(2)]
-    yield draw.case("far from likely", log_probs=far[0], old_log_probs=far[1], mask=draw.mask)
+    yield draw.case(
+        "far from likely", robust=True,
+        log_probs=far[0], old_log_probs=far[1], mask=draw.mask,
+    )  # fmt: skip
     yield draw.case(
         "in half precision", dtype="bfloat16", slopes=False,
         log_probs=draw.log_probs(), old_log_probs=draw.log_probs(), mask=draw.mask,
@@ -52,13 +55,13 @@ sequence_ratio = Check(
 
 def _entropy_cases(draw: Draw) -> Iterator[Case]:
     # A model's logits on padding are finite: no gradient is checked where they are NaN.
-    slopes = not draw.junk
+    slopes = draw.padding != "junk"
     for _ in range(2):
         yield draw.case(slopes=slopes, logits=draw.tokens_of(draw.logits()), mask=draw.mask)
     ruled_out = draw.logits()
     ruled_out[0][0][0] = -math.inf
     inputs = {"logits": draw.tokens_of(ruled_out), "mask": draw.mask}
-    yield draw.case("a token ruled out", slopes=slopes, **inputs)
+    yield draw.case("a token ruled out", robust=True, slopes=slopes, **inputs)
     yield draw.case(
         "in half precision", dtype="bfloat16", slopes=False,
         logits=draw.tokens_of(draw.logits()), mask=draw.mask,
@@ -117,10 +120,13 @@ def _optimum_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("hardly any reward", ref_log_probs=reference(), rewards=draw.floats(n), beta=64)
     # Integers over a power of 2: exact in float32, and far beyond the range of exp.
     far = [float(r) for r in draw.random.sample(range(1 - n, n), n)]
-    yield draw.case("rewards / beta of 1000", ref_log_probs=reference(), rewards=far, beta=2**-9)
+    yield draw.case(
+        "rewards / beta of 1000", robust=True,
+        ref_log_probs=reference(), rewards=far, beta=2**-9,
+    )  # fmt: skip
     never = [-math.inf, *definitions.log_softmax(draw.floats(n - 1))]
     yield draw.case(
-        "a response that the reference never gives",
+        "a response that the reference never gives", robust=True,
         ref_log_probs=never, rewards=draw.floats(n), beta=0.5,
     )  # fmt: skip
 

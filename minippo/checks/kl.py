@@ -43,12 +43,15 @@ def _exact_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("the same policy", logits=same, ref_logits=same, temperature=1.0)
     ruled_out, ref = draw.logits(), draw.logits()
     ruled_out[0][0][0] = -math.inf
-    yield draw.case("a token ruled out", logits=ruled_out, ref_logits=ref, temperature=1.0)
+    yield draw.case(
+        "a token ruled out", robust=True, logits=ruled_out, ref_logits=ref, temperature=1.0
+    )
     both = [[[-math.inf if i == j == v == 0 else x for v, x in enumerate(z)]
              for j, z in enumerate(row)] for i, row in enumerate(ref)]  # fmt: skip
     yield draw.case(
-        "a token that both rule out", logits=ruled_out, ref_logits=both, temperature=1.0
-    )
+        "a token that both rule out", robust=True,
+        logits=ruled_out, ref_logits=both, temperature=1.0,
+    )  # fmt: skip
     unlikely = [[[x - 200.0 * (v == 0) for v, x in enumerate(z)] for z in row] for row in ref]
     yield draw.case(
         "a token that the reference hardly ever says",
@@ -56,7 +59,7 @@ def _exact_cases(draw: Draw) -> Iterator[Case]:
     )  # fmt: skip
     # A token with zero probability under the reference costs infinitely much.
     yield draw.case(
-        "a token that the reference rules out", slopes=False,
+        "a token that the reference rules out", robust=True, slopes=False,
         logits=ref, ref_logits=ruled_out, temperature=1.0,
     )  # fmt: skip
     yield draw.case(

@@ -15,10 +15,15 @@ def _token_log_probs_cases(draw: Draw) -> Iterator[Case]:
     logits, tokens = draw.logits(), draw.tokens()
     logits[0][0][0] = 120.0  # float32 cannot represent the others' probabilities
     tokens[0][0] = 1
-    yield draw.case("a token of probability near 0", logits=logits, tokens=tokens, temperature=1.0)
+    yield draw.case(
+        "a token of probability near 0", robust=True,
+        logits=logits, tokens=tokens, temperature=1.0,
+    )  # fmt: skip
     ruled_out = draw.logits()
     ruled_out[0][0][0] = -math.inf
-    yield draw.case("a token ruled out", logits=ruled_out, tokens=tokens, temperature=1.0)
+    yield draw.case(
+        "a token ruled out", robust=True, logits=ruled_out, tokens=tokens, temperature=1.0
+    )
     half = {"logits": draw.logits(), "tokens": draw.tokens(), "temperature": 1.0}
     yield draw.case("in half precision", dtype="bfloat16", slopes=False, **half)
 
@@ -54,7 +59,7 @@ def _entropy_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("nearly certain", logits=certain, temperature=1.0)
     ruled_out = draw.logits()
     ruled_out[0][0][0] = -math.inf
-    yield draw.case("a token ruled out", logits=ruled_out, temperature=1.0)
+    yield draw.case("a token ruled out", robust=True, logits=ruled_out, temperature=1.0)
     yield draw.case(
         "in half precision", dtype="bfloat16", slopes=False, logits=draw.logits(), temperature=1.0
     )

@@ -93,7 +93,7 @@ def _numbers(draw: Draw) -> dict[str, Nested]:
     """A policy and what it wrote a few steps ago. Rollout fields are zero on padding."""
     logits, tokens = draw.logits(), draw.tokens()
     now = definitions.token_log_probs(logits, tokens)
-    plain = Draw(repr(draw.number()), (draw.batch, draw.time, draw.vocab), junk=False)
+    plain = Draw(repr(draw.number()), (draw.batch, draw.time, draw.vocab), padding="zeros")
     plain.mask = draw.mask
 
     def near(x: Nested, reach: float) -> Nested:
@@ -110,7 +110,7 @@ def _numbers(draw: Draw) -> dict[str, Nested]:
 
 
 def _loss_cases(draw: Draw) -> Iterator[Case]:
-    if draw.junk:  # rollouts contain none
+    if draw.padding != "numbers":  # what a rollout holds there is 0
         return
     plain: dict[str, Any] = {
         "clip_range": 0.2, "value_coef": 0.5, "value_clip_range": 0.2, "entropy_coef": 0.0,
@@ -157,7 +157,7 @@ def _call_update(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
 
 
 def _update_cases(draw: Draw) -> Iterator[Case]:
-    if draw.junk or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
+    if draw.padding != "numbers" or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
         return
     plain: dict[str, Any] = {
         "kl_coef": 0.3,

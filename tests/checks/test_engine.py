@@ -165,7 +165,7 @@ def test_a_gradient_that_must_not_be_is_found():
     def mine(log_probs, advantages):
         return -(advantages.detach() * log_probs) + 0.125 * (advantages - advantages.detach())
 
-    assert checks.reinforce_loss(mine).headline == "not yet: data not detached."
+    assert checks.reinforce_loss(mine).headline == "right; not yet robust: data not detached."
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def ratios(log_probs, old_log_probs):
         (
             "sequence_ratio",
             lambda p, q, m: where(m, ratios(p.float(), q.float()), 0.0).sum(1) / m.sum(1),
-            "mean of the token ratios and masked too late",
+            "mean of the token ratios",
         ),
         (
             "sequence_ratio",
@@ -245,7 +245,7 @@ def ratios(log_probs, old_log_probs):
         (
             "optimal_policy",
             lambda ref, r, *, beta: (ref.exp() * (r / beta).exp()).log(),
-            "not normalised and multiplied as probabilities",
+            "not normalised",
         ),
         (
             "optimal_policy",

@@ -22,6 +22,7 @@ class Result:
         mistakes: Catalogued mistakes that explain all observations; usually none or one.
         lines: Further lines of the report.
         finished: False while there is nothing to judge.
+        idea: Whether the idea is right, on clean float32 numbers; "right; not yet robust" is.
         function: The function checked.
         reference: minippo's.
     """
@@ -32,13 +33,9 @@ class Result:
     mistakes: tuple[Mistake, ...] = ()
     lines: tuple[str, ...] = ()
     finished: bool = True
+    idea: bool = False
     function: Callable[..., Any] | None = field(default=None, compare=False)
     reference: Callable[..., Any] | None = field(default=None, compare=False)
-
-    @property
-    def idea(self) -> bool:
-        """Whether the idea is right."""
-        return self.passed
 
     def use(self) -> Callable[..., Any]:
         """Show the verdict; return your function if its idea is right, minippo's until then.
@@ -84,7 +81,7 @@ class Result:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        mark, colour = ("✓", "#009E73") if self.passed else ("✗", "#D55E00")
+        mark, colour = ("✓", "#009E73") if self.idea else ("✗", "#D55E00")
         if not self.finished:
             mark, colour = "…", "#0072B2"
         style = f"border-left: 4px solid {colour}; padding: 0.3em 0.8em; margin: 0.3em 0"
