@@ -1,17 +1,29 @@
 """A check: the right answer, the inputs, the known mistakes and the verdict."""
 
 import inspect
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from minippo.checks.definitions import gradient
+from minippo.checks.definitions import differences
 from minippo.checks.definitions import leaves as flat
 from minippo.checks.engine.cases import SIZES, Case, Draw, Nested, weights
 from minippo.checks.engine.contract import contract
-from minippo.checks.engine.judge import Expected, Failure, Region, alike, failure, properties, shown
-from minippo.checks.engine.observe import Observation, observe
+from minippo.checks.engine.judge import (
+    Expected,
+    Failure,
+    Region,
+    alike,
+    clearest,
+    failure,
+    properties,
+    shown,
+    turned_round,
+)
+from minippo.checks.engine.observe import Observation, is_a_stub, observe
 from minippo.checks.engine.result import Result, Solution
 from minippo.checks.mistakes import CATALOGUE, Flawed, Mistake
 
@@ -63,7 +75,10 @@ class Check:
         else:
             left_out = self.left_out(function)
             cases = list(self.generate(seed, left_out))
-            result = self.judge(cases, [self.observe(function, case) for case in cases], left_out)
+            seen = [self.observe(function, cases[0])]
+            with redirect_stdout(io.StringIO()):  # what it prints is shown once
+                seen += [self.observe(function, case) for case in cases[1:]]
+            result = self.judge(cases, seen, left_out)
             if result.finished:
                 _ATTEMPTED.add(self.name)
         return replace(result, function=function, reference=self.reference)
@@ -93,16 +108,21 @@ class Check:
     def observe(self, function: Function, case: Case) -> Observation:
         """Run the function on a case and record what it does."""
         slopes = [*self.slopes, *self.no_slopes] if case.slopes else []
-        return observe(lambda inputs: self._called(function, inputs), case, slopes)
+        seen = observe(lambda inputs: self._called(function, inputs), case, slopes)
+        if seen.kind == "none" and is_a_stub(function):
+            seen.kind = "unfinished"
+        return seen
 
     def expected(self, case: Case) -> Expected:
         """Return a case's right answer: the definition's value and finite-difference slopes."""
-        slopes = {
-            name: gradient(partial(self._weighted, case, name), case.inputs[name])
+        found = {
+            name: differences(partial(self._weighted, case, name), case.inputs[name])
             for name in self.slopes
             if case.slopes and isinstance(case.inputs.get(name), list)
         }
-        return Expected(self.definition(**case.inputs), slopes, self.no_slopes)
+        slopes = {name: slope for name, (slope, _) in found.items()}
+        kinks = {name: kink for name, (_, kink) in found.items()}
+        return Expected(self.definition(**case.inputs), slopes, self.no_slopes, kinks)
 
     def _weighted(self, case: Case, name: str, x: Nested) -> float:
         numbers = flat(self.definition(**(case.inputs | {name: x})))
@@ -115,10 +135,7 @@ class Check:
         if all(observation.kind == "unfinished" for observation in seen):
             says = "not finished yet. Put your code where the ... is, and run this again."
             return Result(self.name, False, says, finished=False)
-        failures = [
-            failure(case, self.expected(case), observation)
-            for case, observation in zip(cases, seen, strict=True)
-        ]
+        failures = [self._failure(case, one) for case, one in zip(cases, seen, strict=True)]
         special = [f.special for f in failures if f is not None]
         if not special:
             parts = "value and gradient" if self.slopes else "value"
@@ -149,12 +166,15 @@ class Check:
         if mistakes := self.recognise(cases, seen, failed):
             named = " and ".join(mistake.name for mistake in mistakes)
             return Result(self.name, False, f": {named}.", mistakes)
-        wrong = [f for f in failed if f is not None]
-        first = next((f for f in wrong if f.part == "raised"), wrong[0])
+        first = clearest([f for f in failed if f is not None])
         says, *more = first.says.split("\n")
         if special != [""]:
             return Result(self.name, False, special[0], lines=(says, *more, *shown(first)))
-        lines = [*more, *properties(cases, failed, self.regions), *shown(first)]
+        lines = [
+            *more,
+            *properties(cases, seen, failed, self.regions, self._defaults()),
+            *shown(first),
+        ]
         return Result(self.name, False, f". {says}", lines=tuple(lines))
 
     def recognise(
@@ -164,7 +184,10 @@ class Check:
         # Failing cases separate the candidates best: try them first and stop early.
         order = sorted(range(len(cases)), key=lambda i: failures[i] is None)
         firsts = {f.special: f.case for f in reversed(failures) if f is not None}.values()
+        turned = turned_round(failures)  # one sign explains it: two mistakes do not
         for flags, mistakes in self.candidates():
+            if turned and len(mistakes) > 1:
+                continue
             version = self.flawed.version(flags)
             observed = ((i, self.observe(version, cases[i])) for i in order)
             if not all(alike(seen[i], x, cases[i], self.slopes) for i, x in observed):
@@ -180,7 +203,15 @@ class Check:
 
     def explains(self, version: Function, case: Case) -> bool:
         """Whether a version fails, too: a mistake in an omitted keyword explains nothing."""
-        return failure(case, self.expected(case), self.observe(version, case)) is not None
+        return self._failure(case, self.observe(version, case)) is not None
+
+    def _failure(self, case: Case, seen: Observation) -> Failure | None:
+        return failure(case, self.expected(case), seen)
+
+    def _defaults(self) -> dict[str, Any]:
+        """What a keyword is if a case does not name it."""
+        parameters = inspect.signature(self.reference).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
 
     def _called(self, function: Function, inputs: dict[str, Any]) -> Any:
         """Call it, by default with tensors by position and the rest as the reference takes it."""
@@ -196,8 +227,6 @@ class Check:
         if signature is None:
             return list(self.optional)
         parameters = signature.parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return []
         return [name for name in self.optional if name not in parameters]
 
     def signature_problem(self, function: Any) -> str:

@@ -1,15 +1,18 @@
 """Compare what a function did with what it should have done and describe the error."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from minippo.checks.definitions import leaves as flat
 from minippo.checks.engine.cases import Case, Nested, shape
 from minippo.checks.engine.observe import Observation
 
 TOLERANCE = 1e-5  # relative to max(1, |expected|)
+EXAMPLE = "the worked example"  # its settings do not vary one at a time
+AMPERSAND = ("bitwise_", "for &:", "for |:")
+BRACKETS = "\n`&` and `|` bind more tightly than `>`: put brackets around each comparison."
 Region = Callable[[dict[str, Nested]], Nested]  # inputs -> True where it holds, per output
 
 
@@ -21,22 +24,39 @@ class Expected:
         value: The definition's value.
         slopes: Argument -> gradient of sum(weights * value).
         none: Arguments that no gradient may reach.
+        kinks: Argument -> how far, for each number, the one-sided gradients are from `slopes`.
     """
 
     value: Nested
     slopes: dict[str, Nested]
     none: Sequence[str] = ()
+    kinks: dict[str, list[float]] = field(default_factory=dict)
+
+    def has_slope(self, name: str, got: Nested) -> bool:
+        """Is this the gradient? At a kink it may be anything between the one-sided ones."""
+        slope = self.slopes[name]
+        found, right = flat(zeros(slope) if got is None else got), flat(slope)
+        kinks = self.kinks.get(name) or [0.0] * len(right)
+        return len(found) == len(right) and all(
+            _near(a, b, TOLERANCE) or abs(a - b) <= TOLERANCE + kink
+            for a, b, kink in zip(found, right, kinks, strict=True)
+        )
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One failing case: `part` is "value", "slope of x", ...; `says` describes it."""
+    """One failing case: `part` is "value", "slope of x", ...; `says` describes it.
+
+    `right` and `wrong` are the arguments to which the gradient is right and wrong.
+    """
 
     case: Case
     part: str
     says: str
     got: Nested = None
     expected: Nested = None
+    right: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
 
     @property
     def special(self) -> str:
@@ -47,7 +67,10 @@ class Failure:
 def failure(case: Case, expected: Expected, seen: Observation) -> Failure | None:
     """Return the most basic error on this case; None if there is none."""
     if seen.kind == "raised":
-        return Failure(case, "raised", f"It raised an error.\n{seen.message}")
+        hint = BRACKETS if any(word in seen.message for word in AMPERSAND) else ""
+        return Failure(case, "raised", f"It raised an error.\n{seen.message}{hint}")
+    if seen.kind == "none":
+        return Failure(case, "nothing", "It returned None: is `return` missing?")
     if seen.kind == "unfinished":
         return Failure(case, "nothing", "It returned nothing here.")
     if seen.kind == "wrong type":
@@ -58,21 +81,23 @@ def failure(case: Case, expected: Expected, seen: Observation) -> Failure | None
         what = f"It moved the global random state of {seen.touched[0]}."
         return Failure(case, "touched", what)
     if shape(seen.value) != shape(expected.value):
-        says = f"The shape must be {shape(expected.value)}; {shape(seen.value)} came."
-        return Failure(case, "shape", says, seen.value, expected.value)
+        return Failure(case, "shape", _shapes(seen, expected), seen.value, expected.value)
     kind = _kind(expected.value)
     # A half-precision answer to half-precision inputs is judged by its value.
     if not seen.dtype.startswith(kind) and not (kind == "float" and seen.dtype == "bfloat16"):
         return Failure(case, "dtype", f"The dtype must be {kind}; {seen.dtype} came.")
     if not close(seen.value, expected.value):
-        return Failure(case, "value", "The value is wrong.", seen.value, expected.value)
+        fits = {name: expected.has_slope(name, seen.slopes.get(name)) for name in expected.slopes}
+        right, wrong = (tuple(n for n, ok in fits.items() if ok is kept) for kept in (True, False))
+        says = "The value is wrong."
+        return Failure(case, "value", says, seen.value, expected.value, right, wrong)
     return _slope_failure(case, expected, seen)
 
 
 def _slope_failure(case: Case, expected: Expected, seen: Observation) -> Failure | None:
     for name, slope in expected.slopes.items():
         got = seen.slopes.get(name)
-        if close(zeros(slope) if got is None else got, slope):
+        if expected.has_slope(name, got):
             continue
         if got is None or not any(flat(got)):
             says = f"The value is right, but no gradient reaches {name}."
@@ -85,6 +110,35 @@ def _slope_failure(case: Case, expected: Expected, seen: Observation) -> Failure
         if any(flat(seen.slopes.get(name) or 0.0)):
             return Failure(case, "leak", f"a gradient reaches {name}, and none may.")
     return None
+
+
+def _shapes(seen: Observation, expected: Expected) -> str:
+    """Say what became of the axes."""
+    asked, came = shape(expected.value), shape(seen.value)
+    numbers = flat(expected.value)
+    if came == []:
+        total = sum(numbers)
+        one = f"one number came where {asked} is asked"
+        if _near(seen.value, total / len(numbers), TOLERANCE):
+            return f"You averaged: {one}."
+        if _near(seen.value, total, TOLERANCE):
+            return f"You summed: {one}."
+        return f"{one.capitalize()}: was it averaged or summed?"
+    says = f"The shape must be {asked}; {came} came"
+    if [n for n in came if n != 1] == [n for n in asked if n != 1]:
+        return f"{says}: an axis of length 1 was added or squeezed away."
+    if len(came) == len(asked) - 1:
+        return f"{says}: was an axis averaged or summed away?"
+    if came == [*asked[:-1], asked[-1] - 1]:
+        return f"{says}: a column is lost. Was it shifted?"
+    return f"{says}."
+
+
+def clearest(wrong: Sequence[Failure]) -> Failure:
+    """Pick the failure to show: an error, then a shape of more than one number, then the first."""
+    errors = [f for f in wrong if f.part == "raised"]
+    shapes = [f for f in wrong if f.part == "shape" and len(flat(f.expected)) > 1]
+    return [*errors, *shapes, *wrong][0]
 
 
 def _kind(value: Nested) -> str:
@@ -136,63 +190,130 @@ def alike(a: Observation, b: Observation, case: Case, slopes: Sequence[str]) -> 
 
 
 def properties(
-    cases: Sequence[Case], failures: Sequence[Failure | None], regions: Mapping[str, Region]
+    cases: Sequence[Case],
+    seen: Sequence[Observation],
+    failures: Sequence[Failure | None],
+    regions: Mapping[str, Region],
+    defaults: Mapping[str, Any],
 ) -> list[str]:
     """Describe in sentences what all failures have in common."""
     wrong = [f for f in failures if f is not None]
     right = [case for case, f in zip(cases, failures, strict=True) if f is None]
+    passed = [one.value for one, f in zip(seen, failures, strict=True) if f is None]
     said = []
     if any(case.padding == "zeros" for case in right) and all(
         f.part != "changed" and f.case.padding == "numbers" and not all(flat(f.case.inputs["mask"]))
         for f in wrong
     ):
         said.append("It changes when the padding changes: what is under the mask takes part.")
-    said += _numbers(right, wrong)
+    said += _settings(right, [f.case for f in wrong], defaults)
+    said += _notes(right, [f.case for f in wrong])
     values = [f for f in wrong if f.part == "value"]
     if len(values) == len(wrong):
-        said += _relation(values) or _places(values, regions)
+        said += _gradients(values)
+        said += _relation(values, passed) or _by_row(values) or _places(values, regions)
     return said
 
 
-def _numbers(right: list[Case], wrong: list[Failure]) -> list[str]:
-    """Find the keyword value that decides: wrong in at least half of the cases that have it."""
+def _settings(right: list[Case], wrong: list[Case], defaults: Mapping[str, Any]) -> list[str]:
+    """Find the keywords that alone decide: a value is right, or wrong, whatever the others are."""
+    cases = [case for case in right + wrong if case.note != EXAMPLE]
+    given = [name for name in defaults if any(name in case.inputs for case in cases)]
+    given = list(dict.fromkeys([*given, *_numbers(wrong[0])]))
+
+    def settings(case: Case) -> tuple[str, ...]:
+        values = [case.inputs.get(name, defaults.get(name)) for name in given]
+        return tuple("given" if isinstance(value, list) else repr(value) for value in values)
+
+    bad = {settings(case) for case in wrong if case.note != EXAMPLE}
+    good = {settings(case) for case in cases} - bad
     said = []
-    for name, x in wrong[0].case.inputs.items():
-        if not isinstance(x, int | float):
+    for i, name in enumerate(given):
+        rights, wrongs = ({values[i] for values in some} for some in (good, bad))
+        if rights & wrongs or not rights or not wrongs:
             continue
-        fails = Counter(repr(f.case.inputs.get(name)) for f in wrong)
-        passes = Counter(repr(case.inputs.get(name)) for case in right)
-        good = set(passes) - set(fails)
-        if good and all(fails[value] >= passes[value] for value in fails):
-            bad = set(fails)
-            said.append(f"Right where {name} = {_list(good)}, wrong where {name} = {_list(bad)}.")
+        if wrongs == {"given"} or rights == {"given"}:
+            said.append(f"Right {'without' if 'given' in wrongs else 'with'} {name}, else wrong.")
+        else:
+            good_ones, bad_ones = _list(rights), _list(wrongs)
+            said.append(f"Right where {name} = {good_ones}, wrong where {name} = {bad_ones}.")
     return said
 
 
-def _list(values: set[str]) -> str:
-    return " or ".join(sorted(values))
+def _numbers(case: Case) -> list[str]:
+    return [name for name, x in case.inputs.items() if isinstance(x, int | float)]
 
 
-def _relation(values: list[Failure]) -> list[str]:
-    """Is the wrong answer the right one times a factor or plus a constant?"""
-    pairs = [
-        (a, b) for f in values for a, b in zip(flat(f.got), flat(f.expected), strict=True)
-        if math.isfinite(a) and math.isfinite(b)
-    ]  # fmt: skip
-    big = [(a, b) for a, b in pairs if abs(b) > 0.01]
-    if len(big) < 3 or len(pairs) < sum(len(flat(f.got)) for f in values):
+def _notes(right: list[Case], wrong: list[Case]) -> list[str]:
+    """Kinds of case that are all right, and those that are wrong."""
+    bad = dict.fromkeys(case.note for case in wrong if case.note not in ("", EXAMPLE))
+    good = dict.fromkeys(c.note for c in right if c.note not in ("", EXAMPLE) and c.note not in bad)
+    if not good or not bad:
         return []
+    return [f"Right: {', '.join(good)}. Wrong: {', '.join(bad)}."]
+
+
+def _gradients(values: list[Failure]) -> list[str]:
+    """Is the gradient right to some arguments, in every case, and wrong to others?"""
+    slopes = [f for f in values if f.right or f.wrong]
+    good = set.intersection(*(set(f.right) for f in slopes)) if slopes else set()
+    bad = {name for f in slopes for name in f.wrong}
+    if not good or not bad:
+        return []
+    right, wrong = _list(good, "and"), _list(bad, "and")
+    return [f"The gradient to {right} is right; the one to {wrong} is wrong."]
+
+
+def _list(values: set[str], word: str = "or") -> str:
+    return f" {word} ".join(sorted(values))
+
+
+def _pairs(values: Sequence[Failure]) -> list[tuple[float, float]]:
+    return [pair for f in values for pair in zip(flat(f.got), flat(f.expected), strict=True)]
+
+
+def _factor(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """How many times the right value is the wrong one? None if not everywhere as many."""
+    big = [(a, b) for a, b in pairs if math.isfinite(a) and abs(b) > 0.01]
+    if not big or not all(math.isfinite(a) and math.isfinite(b) for a, b in pairs):
+        return None
     factor = big[0][0] / big[0][1]
-    if all(_near(a, factor * b, 1e-4) for a, b in pairs):
-        what = (
-            "the right value with the sign turned"
-            if _near(factor, -1.0, 1e-4)
-            else (f"{factor:.4g} times the right value")
-        )
-        return [f"Everywhere it is {what}."]
-    offset = big[0][0] - big[0][1]
-    if all(_near(a, b + offset, 1e-4) for a, b in pairs):
+    return factor if all(_near(a, factor * b, 1e-4) for a, b in pairs) else None
+
+
+def turned_round(failures: Sequence[Failure | None]) -> bool:
+    """Is everything right but for one sign?"""
+    wrong = [f for f in failures if f is not None]
+    factor = _factor(_pairs(wrong)) if all(f.part == "value" for f in wrong) else None
+    return factor is not None and _near(factor, -1.0, 1e-4)
+
+
+def _relation(values: list[Failure], passed: list[Nested]) -> list[str]:
+    """Is the wrong answer everywhere the right one times a factor or plus a constant?"""
+    pairs = _pairs(values)
+    if sum(abs(b) > 0.01 for _, b in pairs) < 3 or any(map(any, map(flat, passed))):
+        return []  # right somewhere, and not 0 there
+    if (factor := _factor(pairs)) is not None:
+        if _near(factor, -1.0, 1e-4):
+            return ["Everywhere it is the right value with the sign turned."]
+        return [f"Everywhere it is {factor:.4g} times the right value."]
+    offset = pairs[0][0] - pairs[0][1]
+    if math.isfinite(offset) and not passed and all(_near(a, b + offset, 1e-4) for a, b in pairs):
         return [f"Everywhere it is the right value {offset:+.4g}."]
+    return []
+
+
+def _by_row(values: list[Failure]) -> list[str]:
+    """Is each row the right one times a number of its own?"""
+    rows = [
+        list(zip(got, expected, strict=True))
+        for f in values
+        if len(shape(f.expected)) == 2
+        for got, expected in zip(f.got, f.expected, strict=True)
+        if sum(abs(x) > 0.01 for x in expected) > 1
+    ]
+    if len(rows) > 3 and all(_factor(row) is not None for row in rows):
+        return ["Each row is right but for one factor: was it divided by its standard deviation?"]
     return []
 
 
@@ -254,7 +375,8 @@ def shown(f: Failure) -> list[str]:
 def rounded(x: Nested) -> str:
     """Round nested lists to four decimals."""
     if isinstance(x, list):
-        return "[" + ", ".join(map(rounded, x)) + "]"
+        more = [f"... {len(x)} in all"] if len(x) > 20 else []
+        return "[" + ", ".join([*map(rounded, x[: 8 if more else 20]), *more]) + "]"
     if not isinstance(x, float):
         return repr(x)
     return f"{round(x, 4) + 0.0:.4f}".rstrip("0").rstrip(".")

@@ -8,7 +8,7 @@ from typing import Any
 
 from IPython.display import display
 
-from minippo.checks.mistakes import Mistake
+from minippo.checks.mistakes import NOBODY, Mistake
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,7 +67,7 @@ class Result:
             parts = {
                 "What was done": mistake.what,
                 "In training": mistake.symptom,
-                "Seen in": mistake.source,
+                "Seen in": "" if mistake.source == NOBODY else mistake.source,
                 "Hint": mistake.hint,
             }
             pairs += [(label, text) for label, text in parts.items() if text]
