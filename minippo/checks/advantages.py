@@ -5,21 +5,20 @@ from typing import Any
 
 import minippo
 from minippo.checks import definitions
-from minippo.checks.engine.cases import Case, Draw, each
+from minippo.checks.engine.cases import Case, Draw, each, settings
 from minippo.checks.engine.check import Check
 
 
-def _padded(draw: Draw, names: str, note: str = "", **others: Any) -> Case:
+def _padded(draw: Draw, names: str, **others: Any) -> Case:
     """Make a case of [batch, time] numbers with these names and a mask."""
     numbers = {name: draw.token_floats() for name in names.split()}
-    return draw.case(note, **numbers, mask=draw.mask, **others)
+    return draw.case(**numbers, mask=draw.mask, **others)
 
 
 def _td_cases(draw: Draw) -> Iterator[Case]:
-    for gamma in (1.0, 0.9, 0.0):
-        yield _padded(draw, "rewards values", gamma=gamma)
     end = draw.floats(draw.batch)
-    yield _padded(draw, "rewards values", "with a bootstrap", gamma=0.9, bootstrap=end)
+    for keywords in [{"gamma": 0.0}, *settings({"gamma": 0.9}, gamma=1.0, bootstrap=end)]:
+        yield _padded(draw, "rewards values", **keywords)
 
 
 td_errors = Check(
@@ -31,11 +30,12 @@ td_errors = Check(
 
 
 def _gae_cases(draw: Draw) -> Iterator[Case]:
-    for gamma in (1.0, 0.9):
-        for lam in (0.95, 0.0, 1.0):
-            yield _padded(draw, "rewards values", gamma=gamma, lam=lam)
-    end = draw.floats(draw.batch)
-    yield _padded(draw, "rewards values", "with a bootstrap", gamma=0.9, lam=0.95, bootstrap=end)
+    end, base = draw.floats(draw.batch), {"gamma": 0.9, "lam": 0.95}
+    for keywords in [
+        *(base | {"lam": lam} for lam in (0.0, 1.0)),
+        *settings(base, gamma=1.0, lam=0.5, bootstrap=end),
+    ]:
+        yield _padded(draw, "rewards values", **keywords)
 
 
 gae = Check(

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from minippo.checks import definitions, solutions
-from minippo.checks.engine.cases import Case, Draw, Nested
+from minippo.checks.engine.cases import Case, Draw, Nested, settings
 from minippo.checks.engine.check import Check
+from minippo.checks.log_probs import LARGE
 
 
 def _ensemble_cases(draw: Draw) -> Iterator[Case]:
@@ -50,6 +51,7 @@ sequence_ratio = Check(
     definition=definitions.sequence_ratio,
     cases=_ratio_cases,
     slopes=("log_probs",),
+    no_slopes=("old_log_probs",),
 )
 
 
@@ -61,6 +63,8 @@ def _entropy_cases(draw: Draw) -> Iterator[Case]:
     ruled_out = draw.logits()
     ruled_out[0][0][0] = -math.inf
     inputs = {"logits": draw.tokens_of(ruled_out), "mask": draw.mask}
+    if draw.time == 1:
+        yield draw.case(LARGE, robust=True, slopes=False, logits=[[[0.0] * 50257]], mask=draw.mask)
     yield draw.case("a token ruled out", robust=True, slopes=slopes, **inputs)
     yield draw.case(
         "in half precision", dtype="bfloat16", slopes=False,
@@ -92,9 +96,11 @@ def _combined(
 
 
 def _combined_cases(draw: Draw) -> Iterator[Case]:
-    for c1, c2, c3 in ((0.5, 0.25, 2.0), (0.125, 1.5, 0.75), (0.5, 0.0, 0.0), (0.0, 0.5, 0.25)):
-        parts = {name: draw.floats(1, low=0.25) for name in PARTS}
-        yield draw.case(**parts, c1=c1, c2=c2, c3=c3)
+    for weights in [
+        {"c1": 0.0, "c2": 0.0, "c3": 0.0},
+        *settings({"c1": 0.5, "c2": 0.25, "c3": 2.0}, c1=0.125, c2=1.5, c3=0.75),
+    ]:
+        yield draw.case(**{name: draw.floats(1, low=0.25) for name in PARTS}, **weights)
     bad = {name: draw.floats(1, low=0.25) for name in PARTS} | {"policy_loss": [-1.5]}
     yield draw.case("a policy loss below 0", **bad, c1=0.5, c2=0.25, c3=2.0)
 

@@ -8,6 +8,8 @@ from minippo.checks import definitions
 from minippo.checks.engine.cases import Case, Draw, each
 from minippo.checks.engine.check import Check
 
+LARGE = "as many tokens as GPT-2 has"
+
 
 def _token_log_probs_cases(draw: Draw) -> Iterator[Case]:
     for temperature in (1.0, 0.5, 2.0):
@@ -60,6 +62,9 @@ def _entropy_cases(draw: Draw) -> Iterator[Case]:
     ruled_out = draw.logits()
     ruled_out[0][0][0] = -math.inf
     yield draw.case("a token ruled out", robust=True, logits=ruled_out, temperature=1.0)
+    if draw.time == 1:
+        many = [[[0.0] * 50257]]
+        yield draw.case(LARGE, robust=True, slopes=False, logits=many, temperature=1.0)
     yield draw.case(
         "in half precision", dtype="bfloat16", slopes=False, logits=draw.logits(), temperature=1.0
     )

@@ -35,7 +35,7 @@ def sequence_ratio(
 
     Subtract first: a long response is so unlikely that float32 can represent neither p.
     """
-    log_ratio = log_probs.float() - old_log_probs.float()
+    log_ratio = log_probs.float() - old_log_probs.detach().float()
     return where(mask, log_ratio, 0.0).sum(1).exp()
 
 

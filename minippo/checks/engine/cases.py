@@ -134,6 +134,12 @@ class Draw:
         return (math.nan if where % 2 else 1000.0) if self.padding == "junk" else 0.0
 
 
+def settings(plain: dict[str, Any], /, **others: Any) -> list[dict[str, Any]]:
+    """Plain, then each keyword alone changed, then all: so the one that decides can be named."""
+    alone = [plain | {name: x} for name, x in others.items()]
+    return [plain, *alone, plain | others]
+
+
 def shape(x: Nested) -> list[int]:
     """Return the shape of nested lists, as for a tensor."""
     return [len(x), *(shape(x[0]) if x else [])] if isinstance(x, list) else []

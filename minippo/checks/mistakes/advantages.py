@@ -14,6 +14,7 @@ UNMASKED = "padding not zero"
 NO_MASK = "mask not used"
 NO_BOOTSTRAP = "bootstrap ignored"
 BOOTSTRAP_LATE = "bootstrap in the last column"
+ROLLED = "rolled round"
 NO_NEXT = "next value forgotten"
 SAME_VALUE = "V_t instead of V_(t+1)"
 SIGN = "sign turned"
@@ -38,7 +39,8 @@ def _next_values(flags: frozenset[str], values: Tensor, mask: Tensor, end: Tenso
     if SAME_VALUE in flags:
         return values
     clean = values if OFF_BY_ONE in flags else _masked(flags, values, mask)
-    following = torch.cat([clean[:, 1:], zeros_like(clean[:, :1])], 1)
+    first = clean[:, :1] if ROLLED in flags else zeros_like(clean[:, :1])
+    following = torch.cat([clean[:, 1:], first], 1)
     if end is None or NO_BOOTSTRAP in flags:
         return following
     width = mask.shape[1]
@@ -75,6 +77,7 @@ def _td_errors(
     BOOTSTRAP_LATE,
     NO_NEXT,
     SAME_VALUE,
+    ROLLED,
     SIGN,
     LEAK,
     "gamma on the reward, too",
@@ -117,6 +120,7 @@ def td_errors(
     BOOTSTRAP_LATE,
     NO_NEXT,
     SAME_VALUE,
+    ROLLED,
     SIGN,
     LEAK,
     "V_t missing in the TD error",

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, where
 
-from minippo.checks.mistakes import flawed
-from minippo.checks.mistakes.log_probs import CUT, HALF, _cut, _wide
+from minippo.checks.mistakes import ATTACHED, flawed
+from minippo.checks.mistakes.log_probs import CUT, EPSILON, HALF, _cut, _wide
+from minippo.checks.mistakes.losses import _data
 from minippo.checks.mistakes.masking import LEAK
 
 
@@ -46,12 +47,13 @@ def mean_minus_variance(flags: frozenset[str], scores: Tensor, *, coef: float) -
     "log-ratio instead of ratio",
     HALF,
     CUT,
+    ATTACHED,
 )
 def sequence_ratio(
     flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor, mask: Tensor
 ) -> Tensor:
     """exp of the sum of log-ratios over the real tokens."""
-    new, old = _wide(log_probs, flags), _wide(old_log_probs, flags)
+    new, old = _wide(log_probs, flags), _wide(_data(old_log_probs, flags), flags)
     new, old = (old, new) if "upside down" in flags else (new, old)
     counted = torch.ones_like(mask) if "padding counted" in flags else mask
     length = counted.sum(1)
@@ -85,6 +87,7 @@ def sequence_ratio(
     "in bits",
     LEAK,
     "0 log 0 is NaN",
+    EPSILON,
     HALF,
     CUT,
 )
@@ -94,6 +97,7 @@ def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor
     log_p, p = z.log_softmax(-1), z.softmax(-1)
     if "0 log 0 is NaN" not in flags:
         log_p = log_p.masked_fill(p == 0, 0.0)
+    log_p = (p + 1e-8).log() if EPSILON in flags else log_p
     terms = -p * log_p * (p if "p counted twice" in flags else 1.0)
     entropies = 1 - (p * p).sum(-1) if "p squared" in flags else terms.sum(-1)
     counted = torch.ones_like(mask) if "padding counted" in flags else mask

@@ -54,6 +54,7 @@ def best_of_n_mean(flags: frozenset[str], proxy: Tensor, gold: Tensor, n: int) -
     "over tokens",
     "steps of n",
     "share of repetitions",
+    "order ignored",
 )
 def distinct_n(flags: frozenset[str], tokens: Tensor, mask: Tensor, n: int) -> Tensor:
     """Distinct n-grams over all n-grams."""
@@ -66,6 +67,8 @@ def distinct_n(flags: frozenset[str], tokens: Tensor, mask: Tensor, n: int) -> T
     grams = [
         [tuple(text[i : i + size]) for i in range(0, len(text) - size + 1, step)] for text in texts
     ]
+    if "order ignored" in flags:
+        grams = [[tuple(sorted(gram)) for gram in some] for some in grams]
     together = [[gram for some in grams for gram in some]]
     groups = grams if "mean over responses" in flags else together
     counts = [len(group) for group in groups]

@@ -76,6 +76,8 @@ def kl_k3(flags: frozenset[str], log_probs: Tensor, ref_log_probs: Tensor) -> Te
     "mean over the vocabulary",
     "temperature forgotten",
     "0 times infinity is NaN",
+    "infinity lost",
+    SIGN,
     "no gradient",
     "log of softmax",
     "in bits",
@@ -98,7 +100,11 @@ def exact_kl(
         difference = where(weights > 0, difference, 0.0)
     weights = weights.detach() if "no gradient" in flags else weights
     terms = weights * difference
-    return terms.mean(-1) if "mean over the vocabulary" in flags else terms.sum(-1)
+    total = terms.mean(-1) if "mean over the vocabulary" in flags else terms.sum(-1)
+    if not {"0 times infinity is NaN", "infinity lost"} & flags:
+        ruled_out = (log_q == -math.inf) & (log_p > -math.inf)
+        total = total.masked_fill(ruled_out.any(-1), math.inf)
+    return -total if SIGN in flags else total
 
 
 class _Controller:

@@ -16,6 +16,8 @@ def _data(x: Tensor, flags: frozenset[str]) -> Tensor:
 
 @flawed(
     "chosen and rejected swapped",
+    "difference turned round",
+    "minus forgotten",
     "overflows",
     "probability instead of its logarithm",
     "each score by itself",
@@ -29,9 +31,11 @@ def bradley_terry_loss(
 ) -> Tensor:
     """-log sigmoid(chosen - rejected - margin)."""
     chosen, rejected = _wide(chosen, flags), _wide(rejected, flags)
+    if "chosen and rejected swapped" in flags:
+        chosen, rejected = rejected, chosen
     d = chosen - rejected - (-margin if "margin added" in flags else margin)
-    d = -d if "chosen and rejected swapped" in flags else d
-    loss = softplus(-d)
+    d = -d if "difference turned round" in flags else d
+    loss = -softplus(-d) if "minus forgotten" in flags else softplus(-d)
     if "overflows" in flags:
         loss = -d.sigmoid().log()
     if "probability instead of its logarithm" in flags:
@@ -47,6 +51,7 @@ def bradley_terry_loss(
     "log-ratio instead of ratio",
     "upside down",
     "quotient of log-probs",
+    "each through exp",
     "clamped",
     ATTACHED,
     CUT,
@@ -59,6 +64,8 @@ def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: T
     if "clamped" in flags:
         difference = difference.clamp(-1.0, 1.0)
     ratio = difference if "log-ratio instead of ratio" in flags else difference.exp()
+    if "each through exp" in flags:
+        ratio = new.exp() / old.exp()
     return _cut(new / old if "quotient of log-probs" in flags else ratio, flags)
 
 
@@ -116,6 +123,7 @@ def clipped_surrogate(
     "edges counted",
     "turned round",
     "zero advantage counted",
+    "ties counted",
 )
 def clip_is_active(
     flags: frozenset[str],
@@ -139,6 +147,8 @@ def clip_is_active(
         active = above | below
     if "above only" in flags:
         active = above & positive
+    if "ties counted" in flags:
+        active = ratio.clamp(low, high) * advantages <= ratio * advantages
     if dual_clip is not None:
         active = active | (advantages < 0) & (ratio > dual_clip)
     return ~active if "turned round" in flags else active
