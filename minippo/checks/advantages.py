@@ -17,7 +17,8 @@ def _padded(draw: Draw, names: str, **others: Any) -> Case:
 
 def _td_cases(draw: Draw) -> Iterator[Case]:
     end = draw.floats(draw.batch)
-    for keywords in [{"gamma": 0.0}, *settings({"gamma": 0.9}, gamma=1.0, bootstrap=end)]:
+    some = [{"gamma": 1.0}, {"gamma": 0.0}]
+    for keywords in [*settings({"gamma": 0.9}, gamma=0.5, bootstrap=end), *some]:
         yield _padded(draw, "rewards values", **keywords)
 
 
@@ -30,11 +31,9 @@ td_errors = Check(
 
 
 def _gae_cases(draw: Draw) -> Iterator[Case]:
-    end, base = draw.floats(draw.batch), {"gamma": 0.9, "lam": 0.95}
-    for keywords in [
-        *(base | {"lam": lam} for lam in (0.0, 1.0)),
-        *settings(base, gamma=1.0, lam=0.5, bootstrap=end),
-    ]:
+    end, plain = draw.floats(draw.batch), {"gamma": 0.9, "lam": 0.95}
+    some = [plain | change for change in ({"gamma": 1.0}, {"lam": 0.0}, {"lam": 1.0})]
+    for keywords in [*settings(plain, gamma=0.5, lam=0.5, bootstrap=end), *some]:
         yield _padded(draw, "rewards values", **keywords)
 
 

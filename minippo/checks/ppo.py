@@ -158,9 +158,11 @@ def _call_update(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
 
 
 def _weights(*, values: bool) -> Region:
-    """The updated weights of the logits, or those of the values."""
+    """The updated weights of the logits, or those of the values; clipping mixes both."""
 
     def region(inputs: dict[str, Nested]) -> Nested:
+        if inputs["max_grad_norm"] < 100:
+            raise KeyError
         n = [len(flat(inputs[name])) for name in ("logits", "values")]
         return [not values] * n[0] + [values] * n[1]
 

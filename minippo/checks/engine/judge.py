@@ -116,6 +116,9 @@ def _shapes(seen: Observation, expected: Expected) -> str:
     """Say what became of the axes."""
     asked, came = shape(expected.value), shape(seen.value)
     numbers = flat(expected.value)
+    if asked == []:
+        what = "was it taken row by row" if len(came) == 1 else "is the mean missing"
+        return f"One number is asked; {came} came: {what}?"
     if came == []:
         total = sum(numbers)
         one = f"one number came where {asked} is asked"
@@ -211,7 +214,7 @@ def properties(
     values = [f for f in wrong if f.part == "value"]
     if len(values) == len(wrong):
         said += _gradients(values)
-        said += _relation(values, passed) or _by_row(values) or _places(values, regions)
+        said += _relation(values, passed) or _scaled(values) or _places(values, regions)
     return said
 
 
@@ -250,7 +253,8 @@ def _notes(right: list[Case], wrong: list[Case]) -> list[str]:
     good = dict.fromkeys(c.note for c in right if c.note not in ("", EXAMPLE) and c.note not in bad)
     if not good or not bad:
         return []
-    return [f"Right: {', '.join(good)}. Wrong: {', '.join(bad)}."]
+    more = ", and more" if any(not case.note for case in wrong) else ""
+    return [f"Right: {', '.join(good)}. Wrong: {', '.join(bad)}{more}."]
 
 
 def _gradients(values: list[Failure]) -> list[str]:
@@ -303,18 +307,32 @@ def _relation(values: list[Failure], passed: list[Nested]) -> list[str]:
     return []
 
 
-def _by_row(values: list[Failure]) -> list[str]:
-    """Is each row the right one times a number of its own?"""
-    rows = [
-        list(zip(got, expected, strict=True))
-        for f in values
-        if len(shape(f.expected)) == 2
-        for got, expected in zip(f.got, f.expected, strict=True)
-        if sum(abs(x) > 0.01 for x in expected) > 1
-    ]
+def _scaled(values: list[Failure]) -> list[str]:
+    """Is each row the right one times a number of its own, or each case shifted and scaled?"""
+    rows, batches = list[list[tuple[float, float]]](), list[list[tuple[float, float]]]()
+    for f in values:
+        real = f.case.inputs.get("mask")
+        pairs = _pairs([f])
+        if len(shape(f.expected)) == 2:
+            n = len(f.expected[0])
+            rows += [pairs[i : i + n] for i in range(0, len(pairs), n)]
+        if shape(real) == shape(f.expected):
+            pairs = [pair for pair, m in zip(pairs, flat(real), strict=True) if m]
+        batches.append(pairs)
+    rows = [row for row in rows if sum(abs(b) > 0.01 for _, b in row) > 1]
     if len(rows) > 3 and all(_factor(row) is not None for row in rows):
         return ["Each row is right but for one factor: was it divided by its standard deviation?"]
+    batches = [some for some in batches if len({b for _, b in some}) > 2]
+    if len(batches) > 1 and all(map(_straight, batches)):
+        return ["In every case it is right, but shifted and scaled: was it whitened?"]
     return []
+
+
+def _straight(pairs: Sequence[tuple[float, float]]) -> bool:
+    """Do the pairs lie on one rising line?"""
+    (a, b), (c, d) = min(pairs, key=lambda x: x[1]), max(pairs, key=lambda x: x[1])
+    slope = (c - a) / (d - b)
+    return slope > 0.01 and all(_near(x, a + slope * (y - b), 1e-4) for x, y in pairs)
 
 
 def _places(values: list[Failure], regions: Mapping[str, Region]) -> list[str]:
@@ -323,15 +341,13 @@ def _places(values: list[Failure], regions: Mapping[str, Region]) -> list[str]:
     for phrase, region in (_MASKED | dict(regions)).items():
         inside, outside = list[bool](), list[bool]()
         for f in values:
-            where = region(f.case.inputs) if _fits(region, f) else None
-            if where is None:
-                break
-            errors = zip(flat(f.got), flat(f.expected), flat(where), strict=True)
+            if not _fits(region, f):
+                continue
+            errors = zip(flat(f.got), flat(f.expected), flat(region(f.case.inputs)), strict=True)
             for a, b, within in errors:
                 (inside if within else outside).append(not _near(a, b, TOLERANCE))
-        else:
-            if any(inside) and outside and not any(outside):
-                said.append(f"It is wrong only {phrase}.")
+        if any(inside) and outside and not any(outside):
+            said.append(f"It is wrong only {phrase}.")
     return said
 
 

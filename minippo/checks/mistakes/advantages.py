@@ -15,6 +15,7 @@ NO_MASK = "mask not used"
 NO_BOOTSTRAP = "bootstrap ignored"
 BOOTSTRAP_LATE = "bootstrap in the last column"
 ROLLED = "rolled round"
+ROLLED_RAW = "rolled round with the padding"
 NO_NEXT = "next value forgotten"
 SAME_VALUE = "V_t instead of V_(t+1)"
 SIGN = "sign turned"
@@ -38,8 +39,8 @@ def _next_values(flags: frozenset[str], values: Tensor, mask: Tensor, end: Tenso
     """V of the next state: 0, or the bootstrap, after the last real token."""
     if SAME_VALUE in flags:
         return values
-    clean = values if OFF_BY_ONE in flags else _masked(flags, values, mask)
-    first = clean[:, :1] if ROLLED in flags else zeros_like(clean[:, :1])
+    clean = values if {OFF_BY_ONE, ROLLED_RAW} & flags else _masked(flags, values, mask)
+    first = clean[:, :1] if {ROLLED, ROLLED_RAW} & flags else zeros_like(clean[:, :1])
     following = torch.cat([clean[:, 1:], first], 1)
     if end is None or NO_BOOTSTRAP in flags:
         return following
@@ -78,6 +79,7 @@ def _td_errors(
     NO_NEXT,
     SAME_VALUE,
     ROLLED,
+    ROLLED_RAW,
     SIGN,
     LEAK,
     "gamma on the reward, too",
@@ -121,6 +123,7 @@ def td_errors(
     NO_NEXT,
     SAME_VALUE,
     ROLLED,
+    ROLLED_RAW,
     SIGN,
     LEAK,
     "V_t missing in the TD error",

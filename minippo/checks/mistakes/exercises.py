@@ -37,6 +37,7 @@ def mean_minus_variance(flags: frozenset[str], scores: Tensor, *, coef: float) -
 
 @flawed(
     "mean of the token ratios",
+    "sum of the token ratios",
     "mean instead of sum",
     "padding counted",
     "padding makes it 0",
@@ -70,8 +71,9 @@ def sequence_ratio(
         ratio = kept(difference.exp(), 1.0).prod(1)
     if "each sum through exp" in flags:
         ratio = kept(new).sum(1).exp() / kept(old).sum(1).exp()
-    if "mean of the token ratios" in flags:
-        ratio = kept(difference.exp()).sum(1) / length
+    if {"mean of the token ratios", "sum of the token ratios"} & flags:
+        n: Tensor | int = 1 if "sum of the token ratios" in flags else length
+        ratio = kept(difference.exp()).sum(1) / n
     if "padding makes it 0" in flags:
         ratio = kept(difference.exp()).prod(1)
     return _cut(ratio, flags)

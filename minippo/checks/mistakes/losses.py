@@ -124,6 +124,7 @@ def clipped_surrogate(
     "turned round",
     "zero advantage counted",
     "ties counted",
+    "brackets missing",
 )
 def clip_is_active(
     flags: frozenset[str],
@@ -147,6 +148,8 @@ def clip_is_active(
         active = above | below
     if "above only" in flags:
         active = above & positive
+    if "brackets missing" in flags:  # `a > 0 & b` is `a > (0 & b)`
+        active = advantages != 0
     if "ties counted" in flags:
         active = ratio.clamp(low, high) * advantages <= ratio * advantages
     if dual_clip is not None:

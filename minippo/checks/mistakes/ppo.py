@@ -142,6 +142,7 @@ def _value_loss(
     "returns from whitened advantages",
     "rewards for returns",
     "whitened over padding",
+    "Bessel's correction",
     "gradients cleared before the step",
     "gradients clipped one by one",
     "value head not clipped",
@@ -205,7 +206,8 @@ def _credit(
     returns = rewards if "rewards for returns" in flags else advantages + values
     real = advantages if "whitened over padding" in flags else advantages[mask]
     if "not whitened" not in flags:
-        white = (advantages - real.mean()) / (real.var(correction=0) + 1e-8).sqrt()
+        bessel = int("Bessel's correction" in flags)
+        white = (advantages - real.mean()) / (real.var(correction=bessel) + 1e-8).sqrt()
         advantages = where(mask, white, 0.0)
     return (
         advantages,
