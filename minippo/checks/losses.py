@@ -7,7 +7,7 @@ import minippo
 from minippo.checks import definitions
 from minippo.checks.engine.cases import Case, Draw, Nested, each
 from minippo.checks.engine.check import Check
-from minippo.checks.engine.judge import Region
+from minippo.checks.engine.describe import Region
 
 
 def _where(name: str, low: float, high: float) -> Region:

@@ -10,7 +10,7 @@ from minippo.checks import definitions
 from minippo.checks.definitions import leaves as flat
 from minippo.checks.engine.cases import Case, Draw, Nested, settings
 from minippo.checks.engine.check import Check
-from minippo.checks.engine.judge import Region
+from minippo.checks.engine.describe import Region
 from minippo.checks.engine.observe import is_a_stub
 from minippo.checks.update import ppo_update as reference_update
 from minippo.ppo import PPOConfig

@@ -12,17 +12,8 @@ from minippo.checks.definitions import differences
 from minippo.checks.definitions import leaves as flat
 from minippo.checks.engine.cases import SIZES, Case, Draw, Nested, weights
 from minippo.checks.engine.contract import contract
-from minippo.checks.engine.judge import (
-    Expected,
-    Failure,
-    Region,
-    alike,
-    clearest,
-    failure,
-    properties,
-    shown,
-    turned_round,
-)
+from minippo.checks.engine.describe import Region, clearest, properties, shown, turned_round
+from minippo.checks.engine.judge import Expected, Failure, alike, failure
 from minippo.checks.engine.observe import Observation, is_a_stub, observe
 from minippo.checks.engine.result import Result, Solution
 from minippo.checks.mistakes import CATALOGUE, Flawed, Mistake

@@ -11,16 +11,9 @@ from minippo.checks.mistakes.log_probs import CUT, _cut
 
 
 @flawed(
-    "reference forgotten",
-    "beta forgotten",
-    "beta outside",
-    "chosen and rejected swapped",
-    "reference swapped",
-    "log of sigmoid",
-    "sigmoid forgotten",
-    "minus forgotten",
-    CUT,
-)
+    "reference forgotten", "beta forgotten", "beta outside", "chosen and rejected swapped",
+    "reference swapped", "log of sigmoid", "sigmoid forgotten", "minus forgotten", CUT,
+)  # fmt: skip
 def dpo_loss(
     flags: frozenset[str],
     policy_chosen: Tensor,
@@ -47,17 +40,10 @@ def dpo_loss(
 
 
 @flawed(
-    "Bessel's correction",
-    "one group for all",
-    "mean kept",
-    "scale forgotten",
-    "switch ignored",
-    "axes swapped",
-    "variance instead of its root",
-    "0 / 0 is NaN",
-    "1e-4 added to the deviation",
+    "Bessel's correction", "one group for all", "mean kept", "scale forgotten", "switch ignored",
+    "axes swapped", "variance instead of its root", "0 / 0 is NaN", "1e-4 added to the deviation",
     "leave-one-out",
-)
+)  # fmt: skip
 def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool = True) -> Tensor:
     """(score - mean) / sqrt(variance + 1e-8), per group."""
     dims = (0, 1) if "one group for all" in flags else (0,) if "axes swapped" in flags else (1,)
@@ -77,13 +63,9 @@ def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool =
 
 
 @flawed(
-    "own score counted",
-    "divided by k",
-    "normalised",
-    "sign turned",
-    "one group for all",
+    "own score counted", "divided by k", "normalised", "sign turned", "one group for all",
     "baseline returned",
-)
+)  # fmt: skip
 def leave_one_out_advantages(flags: frozenset[str], scores: Tensor) -> Tensor:
     """score - mean of the others."""
     k = scores.shape[1]

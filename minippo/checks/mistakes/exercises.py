@@ -10,14 +10,9 @@ from minippo.checks.mistakes.masking import LEAK
 
 
 @flawed(
-    "standard deviation for the variance",
-    "Bessel's correction",
-    "one variance for the batch",
-    "axes swapped",
-    "variance added",
-    "coefficient forgotten",
-    "the least score",
-)
+    "standard deviation for the variance", "Bessel's correction", "one variance for the batch",
+    "axes swapped", "variance added", "coefficient forgotten", "the least score",
+)  # fmt: skip
 def mean_minus_variance(flags: frozenset[str], scores: Tensor, *, coef: float) -> Tensor:
     """mean - coef * variance over the members."""
     dim = 1 if "axes swapped" in flags else 0
@@ -36,20 +31,10 @@ def mean_minus_variance(flags: frozenset[str], scores: Tensor, *, coef: float) -
 
 
 @flawed(
-    "mean of the token ratios",
-    "sum of the token ratios",
-    "mean instead of sum",
-    "padding counted",
-    "padding makes it 0",
-    LEAK,
-    "upside down",
-    "each sum through exp",
-    "masked too late",
-    "log-ratio instead of ratio",
-    HALF,
-    CUT,
-    ATTACHED,
-)
+    "mean of the token ratios", "sum of the token ratios", "mean instead of sum", "padding counted",
+    "padding makes it 0", LEAK, "upside down", "each sum through exp", "masked too late",
+    "log-ratio instead of ratio", HALF, CUT, ATTACHED,
+)  # fmt: skip
 def sequence_ratio(
     flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor, mask: Tensor
 ) -> Tensor:
@@ -80,19 +65,9 @@ def sequence_ratio(
 
 
 @flawed(
-    "sign turned",
-    "sum instead of mean",
-    "padding counted",
-    "mean of the rows' means",
-    "p counted twice",
-    "p squared",
-    "in bits",
-    LEAK,
-    "0 log 0 is NaN",
-    EPSILON,
-    HALF,
-    CUT,
-)
+    "sign turned", "sum instead of mean", "padding counted", "mean of the rows' means",
+    "p counted twice", "p squared", "in bits", LEAK, "0 log 0 is NaN", EPSILON, HALF, CUT,
+)  # fmt: skip
 def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens of -sum of p log p."""
     z = _wide(logits, flags)
@@ -112,16 +87,9 @@ def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor
 
 
 @flawed(
-    "objective for loss",
-    "policy loss not added",
-    "value loss subtracted",
-    "entropy punished",
-    "KL rewarded",
-    "c1 and c2 swapped",
-    "c2 and c3 swapped",
-    "coefficients forgotten",
-    CUT,
-)
+    "objective for loss", "policy loss not added", "value loss subtracted", "entropy punished",
+    "KL rewarded", "c1 and c2 swapped", "c2 and c3 swapped", "coefficients forgotten", CUT,
+)  # fmt: skip
 def combined_loss(
     flags: frozenset[str],
     policy_loss: Tensor,
@@ -148,15 +116,9 @@ def combined_loss(
 
 
 @flawed(
-    "beta multiplies",
-    "not normalised",
-    "reference forgotten",
-    "beta forgotten",
-    "multiplied as probabilities",
-    "greedy",
-    "probabilities for log-probs",
-    "reward subtracted",
-)
+    "beta multiplies", "not normalised", "reference forgotten", "beta forgotten",
+    "multiplied as probabilities", "greedy", "probabilities for log-probs", "reward subtracted",
+)  # fmt: skip
 def optimal_policy(
     flags: frozenset[str], ref_log_probs: Tensor, rewards: Tensor, *, beta: float
 ) -> Tensor:
@@ -177,15 +139,9 @@ def optimal_policy(
 
 
 @flawed(
-    "mean of the micro-batches' means",
-    "mean of the responses' means",
-    "means added up",
-    "sum instead of mean",
-    "padding counted",
-    "the last micro-batch alone",
-    LEAK,
-    CUT,
-)
+    "mean of the micro-batches' means", "mean of the responses' means", "means added up",
+    "sum instead of mean", "padding counted", "the last micro-batch alone", LEAK, CUT,
+)  # fmt: skip
 def accumulated_loss(flags: frozenset[str], losses: Tensor, mask: Tensor) -> Tensor:
     """Sum over the real tokens of all micro-batches, divided by their number."""
     kept = losses * mask if LEAK in flags else where(mask, losses, 0.0)
@@ -204,16 +160,9 @@ def accumulated_loss(flags: frozenset[str], losses: Tensor, mask: Tensor) -> Ten
 
 
 @flawed(
-    "mean instead of maximum",
-    "padding counted",
-    "only upwards",
-    "of the mean ratio",
-    "log-ratio instead of ratio",
-    "upside down",
-    "the largest ratio",
-    LEAK,
-    HALF,
-)
+    "mean instead of maximum", "padding counted", "only upwards", "of the mean ratio",
+    "log-ratio instead of ratio", "upside down", "the largest ratio", LEAK, HALF,
+)  # fmt: skip
 def first_ratio_error(
     flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor, mask: Tensor
 ) -> Tensor:

@@ -10,16 +10,9 @@ from minippo.checks.mistakes import flawed
 
 
 @flawed(
-    "ranked by gold",
-    "proxy returned",
-    "the first n alone",
-    "groups in a row",
-    "the best of all",
-    "the n best averaged",
-    "the worst of n",
-    "drawn with replacement",
-    "one rank too high",
-)
+    "ranked by gold", "proxy returned", "the first n alone", "groups in a row", "the best of all",
+    "the n best averaged", "the worst of n", "drawn with replacement", "one rank too high",
+)  # fmt: skip
 def best_of_n_mean(flags: frozenset[str], proxy: Tensor, gold: Tensor, n: int) -> Tensor:
     """Sum of C(i - 1, n - 1) / C(N, n) times the gold reward of rank i."""
     size = len(proxy)
@@ -47,15 +40,9 @@ def best_of_n_mean(flags: frozenset[str], proxy: Tensor, gold: Tensor, n: int) -
 
 
 @flawed(
-    "padding counted",
-    "single tokens",
-    "mean over responses",
-    "across responses",
-    "over tokens",
-    "steps of n",
-    "share of repetitions",
-    "order ignored",
-)
+    "padding counted", "single tokens", "mean over responses", "across responses", "over tokens",
+    "steps of n", "share of repetitions", "order ignored",
+)  # fmt: skip
 def distinct_n(flags: frozenset[str], tokens: Tensor, mask: Tensor, n: int) -> Tensor:
     """Distinct n-grams over all n-grams."""
     mask = torch.ones_like(mask) if "padding counted" in flags else mask

@@ -17,8 +17,8 @@ SKETCH = "the printed sketch"
 
 
 @flawed(
-    SIGN, ABSOLUTE, CLAMPED, SKETCH, "probabilities subtracted", "ratio without its logarithm", CUT
-)
+    SIGN, ABSOLUTE, CLAMPED, SKETCH, "probabilities subtracted", "ratio without its logarithm", CUT,
+)  # fmt: skip
 def kl_k1(flags: frozenset[str], log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
     """log p - log q."""
     k = log_probs - ref_log_probs
@@ -43,18 +43,9 @@ def kl_k2(flags: frozenset[str], log_probs: Tensor, ref_log_probs: Tensor) -> Te
 
 
 @flawed(
-    "upside down",
-    "one forgotten",
-    "log added",
-    "k1 instead",
-    "k2 instead",
-    "sign turned",
-    "log-probs divided",
-    "ratio detached",
-    "clamped at 10",
-    SKETCH,
-    CUT,
-)
+    "upside down", "one forgotten", "log added", "k1 instead", "k2 instead", "sign turned",
+    "log-probs divided", "ratio detached", "clamped at 10", SKETCH, CUT,
+)  # fmt: skip
 def kl_k3(flags: frozenset[str], log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
     """r - 1 - log r with r = q / p."""
     d = ref_log_probs - log_probs
@@ -71,18 +62,10 @@ def kl_k3(flags: frozenset[str], log_probs: Tensor, ref_log_probs: Tensor) -> Te
 
 
 @flawed(
-    "the other direction",
-    "weights of the reference",
-    "mean over the vocabulary",
-    "temperature forgotten",
-    "0 times infinity is NaN",
-    "infinity lost",
-    SIGN,
-    "no gradient",
-    "log of softmax",
-    "in bits",
-    HALF,
-)
+    "the other direction", "weights of the reference", "mean over the vocabulary",
+    "temperature forgotten", "0 times infinity is NaN", "infinity lost", SIGN, "no gradient",
+    "log of softmax", "in bits", HALF,
+)  # fmt: skip
 def exact_kl(
     flags: frozenset[str], logits: Tensor, ref_logits: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
@@ -132,15 +115,9 @@ class _AdaptiveKL(_Controller):
 
 
 @flawed(
-    "wrong way",
-    "error not clipped",
-    "added",
-    "episodes not counted",
-    "error not relative",
-    "starts over",
-    "0.1 for n / horizon",
-    "never moves",
-)
+    "wrong way", "error not clipped", "added", "episodes not counted", "error not relative",
+    "starts over", "0.1 for n / horizon", "never moves",
+)  # fmt: skip
 def AdaptiveKL(flags: frozenset[str], coef: float, **rest: Any) -> _Controller:  # noqa: N802
     """coef *= 1 + clip(kl / target - 1, +-0.2) * n / horizon."""
     return _AdaptiveKL(flags, coef, **rest)
@@ -161,13 +138,9 @@ class _PenaltyKL(_Controller):
 
 
 @flawed(
-    "wrong way",
-    "no slack",
-    "1.5 and 2 swapped",
-    "never lowered",
-    "lowered below half the target",
+    "wrong way", "no slack", "1.5 and 2 swapped", "never lowered", "lowered below half the target",
     "never moves",
-)
+)  # fmt: skip
 def PenaltyKL(flags: frozenset[str], coef: float, **rest: Any) -> _Controller:  # noqa: N802
     """x 2 above 1.5 target, / 2 below target / 1.5."""
     return _PenaltyKL(flags, coef, **rest)

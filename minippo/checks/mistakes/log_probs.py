@@ -19,21 +19,12 @@ def _cut(x: Tensor, flags: frozenset[str]) -> Tensor:
 
 
 @flawed(
-    "temperature forgotten",
-    "temperature multiplies",
-    "probability instead of its logarithm",
-    "logit instead of log-probability",
-    "shifted by one",
-    "shifted twice",
-    "shifted twice, padded in front",
-    "shifted twice, padded at the end",
-    "softmax over the wrong axis",
-    "sign turned",
-    "log of softmax",
-    "probability clamped",
-    HALF,
+    "temperature forgotten", "temperature multiplies", "probability instead of its logarithm",
+    "logit instead of log-probability", "shifted by one", "shifted twice",
+    "shifted twice, padded in front", "shifted twice, padded at the end",
+    "softmax over the wrong axis", "sign turned", "log of softmax", "probability clamped", HALF,
     CUT,
-)
+)  # fmt: skip
 def token_log_probs(
     flags: frozenset[str], logits: Tensor, tokens: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
@@ -79,16 +70,9 @@ def sequence_log_prob(flags: frozenset[str], log_probs: Tensor, mask: Tensor) ->
 
 
 @flawed(
-    "sign turned",
-    "p counted twice",
-    "temperature forgotten",
-    "mean over the vocabulary",
-    "in bits",
-    "0 log 0 is NaN",
-    EPSILON,
-    "no gradient",
-    HALF,
-)
+    "sign turned", "p counted twice", "temperature forgotten", "mean over the vocabulary",
+    "in bits", "0 log 0 is NaN", EPSILON, "no gradient", HALF,
+)  # fmt: skip
 def entropy(flags: frozenset[str], logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """-sum of p log p over the vocabulary."""
     z = _wide(logits, flags)

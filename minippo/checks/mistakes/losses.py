@@ -15,17 +15,10 @@ def _data(x: Tensor, flags: frozenset[str]) -> Tensor:
 
 
 @flawed(
-    "chosen and rejected swapped",
-    "difference turned round",
-    "minus forgotten",
-    "overflows",
-    "probability instead of its logarithm",
-    "each score by itself",
-    "hinge",
-    "margin added",
-    CUT,
+    "chosen and rejected swapped", "difference turned round", "minus forgotten", "overflows",
+    "probability instead of its logarithm", "each score by itself", "hinge", "margin added", CUT,
     HALF,
-)
+)  # fmt: skip
 def bradley_terry_loss(
     flags: frozenset[str], chosen: Tensor, rejected: Tensor, *, margin: float = 0.0
 ) -> Tensor:
@@ -48,15 +41,9 @@ def bradley_terry_loss(
 
 
 @flawed(
-    "log-ratio instead of ratio",
-    "upside down",
-    "quotient of log-probs",
-    "each through exp",
-    "clamped",
-    ATTACHED,
-    CUT,
-    HALF,
-)
+    "log-ratio instead of ratio", "upside down", "quotient of log-probs", "each through exp",
+    "clamped", ATTACHED, CUT, HALF,
+)  # fmt: skip
 def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     """exp(log p - log p_old)."""
     new, old = _wide(log_probs, flags), _wide(_data(old_log_probs, flags), flags)
@@ -70,19 +57,10 @@ def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: T
 
 
 @flawed(
-    "maximum instead of minimum",
-    OBJECTIVE,
-    "no clip",
-    "clipped above only",
-    "clipped below only",
-    "clipped in log space",
-    "clip without minimum",
-    "minimum before the advantage",
-    "product clipped",
-    "band around zero",
-    ATTACHED,
-    "gradient cut",
-)
+    "maximum instead of minimum", OBJECTIVE, "no clip", "clipped above only", "clipped below only",
+    "clipped in log space", "clip without minimum", "minimum before the advantage",
+    "product clipped", "band around zero", ATTACHED, "gradient cut",
+)  # fmt: skip
 def clipped_surrogate(
     flags: frozenset[str],
     ratio: Tensor,
@@ -117,15 +95,9 @@ def clipped_surrogate(
 
 
 @flawed(
-    "both sides counted",
-    "signs swapped",
-    "above only",
-    "edges counted",
-    "turned round",
-    "zero advantage counted",
-    "ties counted",
-    "brackets missing",
-)
+    "both sides counted", "signs swapped", "above only", "edges counted", "turned round",
+    "zero advantage counted", "ties counted", "brackets missing",
+)  # fmt: skip
 def clip_is_active(
     flags: frozenset[str],
     ratio: Tensor,
@@ -158,13 +130,9 @@ def clip_is_active(
 
 
 @flawed(
-    OBJECTIVE,
-    "KL rewarded",
-    "coefficient on the advantage",
-    "coefficient forgotten",
-    "KL detached",
-    ATTACHED,
-)
+    OBJECTIVE, "KL rewarded", "coefficient on the advantage", "coefficient forgotten",
+    "KL detached", ATTACHED,
+)  # fmt: skip
 def penalty_surrogate(
     flags: frozenset[str], ratio: Tensor, advantages: Tensor, kl: Tensor, *, coef: float
 ) -> Tensor:
@@ -180,17 +148,10 @@ def penalty_surrogate(
 
 
 @flawed(
-    "half forgotten",
-    "sign turned",
-    "absolute error",
-    "square forgotten",
-    "minimum instead of maximum",
-    "clipped error alone",
-    "clipped around zero",
-    "clip ignored",
-    ATTACHED,
-    "gradient cut",
-)
+    "half forgotten", "sign turned", "absolute error", "square forgotten",
+    "minimum instead of maximum", "clipped error alone", "clipped around zero", "clip ignored",
+    ATTACHED, "gradient cut",
+)  # fmt: skip
 def value_loss(
     flags: frozenset[str],
     values: Tensor,
@@ -230,14 +191,9 @@ def reinforce_loss(flags: frozenset[str], log_probs: Tensor, advantages: Tensor)
 
 
 @flawed(
-    "padding counted",
-    "shifted twice",
-    "sum instead of mean",
-    "mean of the rows' means",
-    "EOS left out",
-    "sign turned",
-    "masked too late",
-)
+    "padding counted", "shifted twice", "sum instead of mean", "mean of the rows' means",
+    "EOS left out", "sign turned", "masked too late",
+)  # fmt: skip
 def sft_loss(flags: frozenset[str], logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """-mean of log p over the real tokens."""
     if "EOS left out" in flags:

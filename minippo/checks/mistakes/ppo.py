@@ -27,34 +27,15 @@ def response_mask(flags: frozenset[str], ids: Tensor, eos_token_id: int) -> Tens
 
 
 @flawed(
-    "policy loss not negated",
-    "entropy punished",
-    "entropy of the sampled tokens",
-    "entropy summed",
-    "value loss subtracted",
-    "c1 forgotten",
-    "half forgotten",
-    "values of the rollout",
-    "values not clipped",
-    "ratio to the reference",
-    "ratio detached",
-    "one ratio a response",
-    "no clip",
-    "clip range hard-coded",
-    "values clipped by clip_range",
-    "maximum instead of minimum",
-    "temperature forgotten",
-    "temperature forgotten in the log-probs",
-    "temperature forgotten in the entropy",
-    "padding counted",
-    "mean over padding",
-    "sum instead of mean",
-    "mean of the responses' means",
-    "whitened in the minibatch",
-    "KL rewarded",
-    "k1 in the loss",
-    "the printed sketch's KL",
-)
+    "policy loss not negated", "entropy punished", "entropy of the sampled tokens",
+    "entropy summed", "value loss subtracted", "c1 forgotten", "half forgotten",
+    "values of the rollout", "values not clipped", "ratio to the reference", "ratio detached",
+    "one ratio a response", "no clip", "clip range hard-coded", "values clipped by clip_range",
+    "maximum instead of minimum", "temperature forgotten", "temperature forgotten in the log-probs",
+    "temperature forgotten in the entropy", "padding counted", "mean over padding",
+    "sum instead of mean", "mean of the responses' means", "whitened in the minibatch",
+    "KL rewarded", "k1 in the loss", "the printed sketch's KL",
+)  # fmt: skip
 def ppo_loss(
     flags: frozenset[str],
     policy: nn.Module,
@@ -136,25 +117,12 @@ def _value_loss(
 
 
 @flawed(
-    "ratio always 1",
-    "gradients pile up",
-    "not whitened",
-    "returns from whitened advantages",
-    "rewards for returns",
-    "whitened over padding",
-    "Bessel's correction",
-    "gradients cleared before the step",
-    "gradients clipped one by one",
-    "value head not clipped",
-    "gradients not clipped",
-    "KL not paid",
-    "KL paid at the end",
-    "KL rewarded",
-    "score on every token",
-    "one epoch only",
-    "advantages anew in every epoch",
-    "lambda ignored",
-)
+    "ratio always 1", "gradients pile up", "not whitened", "returns from whitened advantages",
+    "rewards for returns", "whitened over padding", "Bessel's correction",
+    "gradients cleared before the step", "gradients clipped one by one", "value head not clipped",
+    "gradients not clipped", "KL not paid", "KL paid at the end", "KL rewarded",
+    "score on every token", "one epoch only", "advantages anew in every epoch", "lambda ignored",
+)  # fmt: skip
 def ppo_update(
     flags: frozenset[str], policy: Any, optimizer: Any, rollout: Any, config: Any
 ) -> None:

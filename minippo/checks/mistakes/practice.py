@@ -6,16 +6,10 @@ from minippo.checks.mistakes import flawed
 
 
 @flawed(
-    "gradients forgotten",
-    "one moment",
-    "master copy forgotten",
-    "master copy of float32",
-    "moments as short as the weights",
-    "all of them learn",
-    "frozen models are free",
-    "in bits",
+    "gradients forgotten", "one moment", "master copy forgotten", "master copy of float32",
+    "moments as short as the weights", "all of them learn", "frozen models are free", "in bits",
     "the sum",
-)
+)  # fmt: skip
 def training_memory(
     flags: frozenset[str], billions: Tensor, trained: Tensor, *, weight_bytes: int
 ) -> Tensor:
@@ -34,15 +28,10 @@ def training_memory(
 
 
 @flawed(
-    "the first step learns nothing",
-    "the warm-up goes on",
-    "below zero",
-    "the fall begins after the warm-up",
-    "no fall",
-    "no warm-up",
-    "the smaller of the two",
+    "the first step learns nothing", "the warm-up goes on", "below zero",
+    "the fall begins after the warm-up", "no fall", "no warm-up", "the smaller of the two",
     "base forgotten",
-)
+)  # fmt: skip
 def learning_rates(
     flags: frozenset[str], steps: Tensor, *, base: float, warmup_steps: int, total_steps: int
 ) -> Tensor:
