@@ -255,7 +255,7 @@ def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
 
 def _environment() -> dict[str, str]:
     """Path to minippo, offline mode, and one thread so that files can be graded in parallel."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     found = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "SYSTEMROOT", "LANG")}
     return found | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

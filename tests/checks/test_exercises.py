@@ -100,7 +100,7 @@ def of_two_log_probs(log_probs, old_log_probs, mask):
 
 
 def row_by_row(log_probs, old_log_probs, mask):
-    rows = zip(log_probs.float(), old_log_probs.float(), mask, strict=True)
+    rows = zip(log_probs.float(), old_log_probs.detach().float(), mask, strict=True)
     return torch.stack([(new[m] - old[m]).sum().exp() for new, old, m in rows])
 
 
@@ -208,7 +208,7 @@ def ratios(log_probs, old_log_probs):
         ("sequence_ratio", lambda p, q, m: (ratios(p.float(), q.float()) * m).prod(1), None),
         (
             "sequence_ratio",
-            lambda p, q, m: where(m, ratios(p.float(), q.float()), 1.0).prod(1),
+            lambda p, q, m: where(m, ratios(p.float(), q.float().detach()), 1.0).prod(1),
             "masked too late",
         ),
         (
@@ -224,7 +224,8 @@ def ratios(log_probs, old_log_probs):
         (
             "sequence_ratio",
             lambda p, q, m: (
-                minippo.sequence_log_prob(p, m).exp() / minippo.sequence_log_prob(q, m).exp()
+                minippo.sequence_log_prob(p, m).exp()
+                / minippo.sequence_log_prob(q.detach(), m).exp()
             ),
             "each sum through exp",
         ),
