@@ -142,7 +142,7 @@ def test_everywhere_means_everywhere():
 def test_nobody_is_no_place_to_have_seen_a_mistake():
     sources = {m.source for flawed in CHECKS.values() for m in flawed.flawed.mistakes}
     assert not [source for source in sources if "through" in source]
-    result = checks.masked_mean(lambda x, mask: (x * mask).sum() / len(x))
+    result = checks.probability_ratio(lambda a, b: (b - a).exp())
     assert result.mistakes[0].source == NOBODY
     assert "Seen in" not in str(result)
     half = str(checks.probability_ratio(lambda a, b: torch.exp(a - b.detach())))
