@@ -14,9 +14,9 @@ Region = Callable[[dict[str, Nested]], Nested]  # inputs -> True where it holds,
 
 
 def clearest(wrong: Sequence[Failure]) -> Failure:
-    """Pick the failure to show: an error, then a shape of more than one number, then the first."""
+    """Pick the failure to show: an error, then a shape of several numbers, then the first."""
     errors = [f for f in wrong if f.part == "raised"]
-    shapes = [f for f in wrong if f.part == "shape" and len(flat(f.expected)) > 1]
+    shapes = [f for f in wrong if f.part == "shape" and len(flat(f.expected)) > 2]
     return [*errors, *shapes, *wrong][0]
 
 
@@ -155,7 +155,7 @@ def _scaled(values: list[Failure]) -> list[str]:
         return []  # in some cases what counts is right
     batches = [some for some in batches if len({b for _, b in some}) > 2]
     if len(batches) > 1 and all(map(_straight, batches)):
-        return ["In every case it is right, but shifted and scaled: was it whitened?"]
+        return ["In every case it is right but for a shift and a scale. Which, and from where?"]
     return []
 
 

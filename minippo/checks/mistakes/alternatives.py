@@ -13,6 +13,7 @@ from minippo.checks.mistakes.log_probs import CUT, _cut
 @flawed(
     "reference forgotten", "beta forgotten", "beta outside", "chosen and rejected swapped",
     "reference swapped", "log of sigmoid", "sigmoid forgotten", "minus forgotten", CUT,
+    "IPO",
 )  # fmt: skip
 def dpo_loss(
     flags: frozenset[str],
@@ -34,6 +35,8 @@ def dpo_loss(
     loss = softplus(-inside * d)
     if "log of sigmoid" in flags:
         loss = -(inside * d).sigmoid().log()
+    if "IPO" in flags:
+        loss = (d - 1 / (2 * beta)) ** 2
     loss = -inside * d if "sigmoid forgotten" in flags else loss
     loss = -loss if "minus forgotten" in flags else loss
     return _cut(beta * loss if "beta outside" in flags else loss, flags)
@@ -65,6 +68,7 @@ def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool =
 @flawed(
     "own score counted", "divided by k", "normalised", "sign turned", "one group for all",
     "baseline returned",
+    "axes swapped",
 )  # fmt: skip
 def leave_one_out_advantages(flags: frozenset[str], scores: Tensor) -> Tensor:
     """score - mean of the others."""
@@ -74,6 +78,8 @@ def leave_one_out_advantages(flags: frozenset[str], scores: Tensor) -> Tensor:
         others = scores.mean(1, keepdim=True).expand_as(scores)
     if "one group for all" in flags:
         others = (scores.sum() - scores) / (scores.numel() - 1)
+    if "axes swapped" in flags:
+        others = (scores.sum(0, keepdim=True) - scores) / (len(scores) - 1)
     advantages = others if "baseline returned" in flags else scores - others
     if "normalised" in flags:
         advantages = advantages / (scores.var(1, correction=0, keepdim=True) + 1e-8).sqrt()

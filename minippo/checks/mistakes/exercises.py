@@ -67,6 +67,7 @@ def sequence_ratio(
 @flawed(
     "sign turned", "sum instead of mean", "padding counted", "mean of the rows' means",
     "p counted twice", "p squared", "in bits", LEAK, "0 log 0 is NaN", EPSILON, HALF, CUT,
+    "divided by all tokens",
 )  # fmt: skip
 def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens of -sum of p log p."""
@@ -79,7 +80,8 @@ def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor
     entropies = 1 - (p * p).sum(-1) if "p squared" in flags else terms.sum(-1)
     counted = torch.ones_like(mask) if "padding counted" in flags else mask
     kept = entropies * counted if LEAK in flags else where(counted, entropies, 0.0)
-    mean = kept.sum() / (1 if "sum instead of mean" in flags else counted.sum())
+    n = torch.ones_like(mask) if "divided by all tokens" in flags else counted
+    mean = kept.sum() / (1 if "sum instead of mean" in flags else n.sum())
     if "mean of the rows' means" in flags:
         mean = (kept.sum(1) / counted.sum(1)).mean()
     mean = mean / torch.log(torch.tensor(2.0)) if "in bits" in flags else mean
@@ -118,6 +120,7 @@ def combined_loss(
 @flawed(
     "beta multiplies", "not normalised", "reference forgotten", "beta forgotten",
     "multiplied as probabilities", "greedy", "probabilities for log-probs", "reward subtracted",
+    "reference divided, too",
 )  # fmt: skip
 def optimal_policy(
     flags: frozenset[str], ref_log_probs: Tensor, rewards: Tensor, *, beta: float
@@ -127,6 +130,7 @@ def optimal_policy(
     gain = rewards if "beta forgotten" in flags else gain
     gain = -gain if "reward subtracted" in flags else gain
     ref = torch.zeros_like(gain) if "reference forgotten" in flags else ref_log_probs
+    ref = ref / beta if "reference divided, too" in flags else ref
     log_p = ref + gain
     if "not normalised" not in flags:
         log_p = log_p.log_softmax(-1)

@@ -42,6 +42,7 @@ def best_of_n_mean(flags: frozenset[str], proxy: Tensor, gold: Tensor, n: int) -
 @flawed(
     "padding counted", "single tokens", "mean over responses", "across responses", "over tokens",
     "steps of n", "share of repetitions", "order ignored",
+    "the last one left out",
 )  # fmt: skip
 def distinct_n(flags: frozenset[str], tokens: Tensor, mask: Tensor, n: int) -> Tensor:
     """Distinct n-grams over all n-grams."""
@@ -51,8 +52,10 @@ def distinct_n(flags: frozenset[str], tokens: Tensor, mask: Tensor, n: int) -> T
     if "across responses" in flags:
         texts = [[token for text in texts for token in text]]
     step = size if "steps of n" in flags else 1
+    end = 0 if "the last one left out" in flags else 1
     grams = [
-        [tuple(text[i : i + size]) for i in range(0, len(text) - size + 1, step)] for text in texts
+        [tuple(text[i : i + size]) for i in range(0, len(text) - size + end, step)]
+        for text in texts
     ]
     if "order ignored" in flags:
         grams = [[tuple(sorted(gram)) for gram in some] for some in grams]

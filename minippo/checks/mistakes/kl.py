@@ -65,15 +65,17 @@ def kl_k3(flags: frozenset[str], log_probs: Tensor, ref_log_probs: Tensor) -> Te
     "the other direction", "weights of the reference", "mean over the vocabulary",
     "temperature forgotten", "0 times infinity is NaN", "infinity lost", SIGN, "no gradient",
     "log of softmax", "in bits", HALF,
+    "temperature on the policy alone",
 )  # fmt: skip
 def exact_kl(
     flags: frozenset[str], logits: Tensor, ref_logits: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
     """Sum of p (log p - log q)."""
     t = 1.0 if "temperature forgotten" in flags else temperature
+    other = 1.0 if "temperature on the policy alone" in flags else t
     log_p, log_q = (
         z.softmax(-1).log() if "log of softmax" in flags else z.log_softmax(-1)
-        for z in (_wide(logits, flags) / t, _wide(ref_logits, flags) / t)
+        for z in (_wide(logits, flags) / t, _wide(ref_logits, flags) / other)
     )
     if "the other direction" in flags:
         log_p, log_q = log_q, log_p

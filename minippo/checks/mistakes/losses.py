@@ -43,6 +43,7 @@ def bradley_terry_loss(
 @flawed(
     "log-ratio instead of ratio", "upside down", "quotient of log-probs", "each through exp",
     "clamped", ATTACHED, CUT, HALF,
+    "always 1",
 )  # fmt: skip
 def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     """exp(log p - log p_old)."""
@@ -51,6 +52,8 @@ def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: T
     if "clamped" in flags:
         difference = difference.clamp(-1.0, 1.0)
     ratio = difference if "log-ratio instead of ratio" in flags else difference.exp()
+    if "always 1" in flags:
+        ratio = (new - new.detach()).exp()
     if "each through exp" in flags:
         ratio = new.exp() / old.exp()
     return _cut(new / old if "quotient of log-probs" in flags else ratio, flags)
@@ -60,6 +63,7 @@ def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: T
     "maximum instead of minimum", OBJECTIVE, "no clip", "clipped above only", "clipped below only",
     "clipped in log space", "clip without minimum", "minimum before the advantage",
     "product clipped", "band around zero", ATTACHED, "gradient cut",
+    "clip range hard-coded",
 )  # fmt: skip
 def clipped_surrogate(
     flags: frozenset[str],
@@ -70,6 +74,7 @@ def clipped_surrogate(
     dual_clip: float | None = None,
 ) -> Tensor:
     """-min(r * A, clip(r) * A)."""
+    clip_range = 0.2 if "clip range hard-coded" in flags else clip_range
     r, low, high, advantages = ratio, 1 - clip_range, 1 + clip_range, _data(advantages, flags)
     if "band around zero" in flags:
         low, high = -clip_range, clip_range
@@ -151,6 +156,7 @@ def penalty_surrogate(
     "half forgotten", "sign turned", "absolute error", "square forgotten",
     "minimum instead of maximum", "clipped error alone", "clipped around zero", "clip ignored",
     ATTACHED, "gradient cut",
+    "clipped around one", "Huber",
 )  # fmt: skip
 def value_loss(
     flags: frozenset[str],
@@ -166,11 +172,14 @@ def value_loss(
     def error(v: Tensor) -> Tensor:
         if "absolute error" in flags:
             return (v - returns).abs()
+        if "Huber" in flags:
+            return 2 * torch.nn.functional.huber_loss(v, returns, reduction="none")
         return v - returns if "square forgotten" in flags else (v - returns) ** 2
 
     loss = error(values)
     if old_values is not None and clip_range is not None and "clip ignored" not in flags:
         centre = _data(old_values, flags) * ("clipped around zero" not in flags)
+        centre = torch.ones_like(centre) if "clipped around one" in flags else centre
         clipped = error(centre + (values - centre).clamp(-clip_range, clip_range))
         least = "minimum instead of maximum" in flags
         loss = minimum(loss, clipped) if least else maximum(loss, clipped)
@@ -193,6 +202,8 @@ def reinforce_loss(flags: frozenset[str], log_probs: Tensor, advantages: Tensor)
 @flawed(
     "padding counted", "shifted twice", "sum instead of mean", "mean of the rows' means",
     "EOS left out", "sign turned", "masked too late",
+    "mask multiplied",
+    "divided by all tokens",
 )  # fmt: skip
 def sft_loss(flags: frozenset[str], logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """-mean of log p over the real tokens."""
@@ -200,11 +211,13 @@ def sft_loss(flags: frozenset[str], logits: Tensor, tokens: Tensor, mask: Tensor
         mask = mask.scatter(1, mask.sum(1, keepdim=True) - 1, False)
     if "shifted twice" in flags:
         logits, tokens, mask = logits[:, :-1], tokens[:, 1:], mask[:, 1:]
-    if "masked too late" not in flags and "padding counted" not in flags:
+    if not {"masked too late", "padding counted", "mask multiplied"} & flags:
         logits = where(mask.unsqueeze(-1), logits, 0.0)
     log_p = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     kept = log_p if "padding counted" in flags else where(mask, log_p, 0.0)
-    count: Tensor | int = mask.numel() if "padding counted" in flags else mask.sum()
+    kept = log_p * mask if "mask multiplied" in flags else kept
+    everything = {"padding counted", "divided by all tokens"} & flags
+    count: Tensor | int = mask.numel() if everything else mask.sum()
     mean = kept.sum() / (1 if "sum instead of mean" in flags else count)
     if "mean of the rows' means" in flags:
         mean = (kept.sum(1) / mask.sum(1)).mean()
