@@ -16,7 +16,8 @@ Region = Callable[[dict[str, Nested]], Nested]  # inputs -> True where it holds,
 def clearest(wrong: Sequence[Failure]) -> Failure:
     """Pick the failure to show: an error, then a shape of several numbers, then the first."""
     errors = [f for f in wrong if f.part == "raised"]
-    shapes = [f for f in wrong if f.part == "shape" and len(flat(f.expected)) > 2]
+    shapes = [f for f in wrong if f.part == "shape"]
+    shapes.sort(key=lambda f: -min(3, len(flat(f.expected))))  # one number hides what was done
     return [*errors, *shapes, *wrong][0]
 
 
