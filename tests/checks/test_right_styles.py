@@ -160,3 +160,16 @@ def test_at_a_kink_any_slope_between_the_one_sided_ones_is_right():
     for factor in (3.0, -0.5):
         seen.slopes["values"] = [factor * check.expected(case).slopes["values"][0]]
         assert "gradient to values is wrong" in failure(case, check.expected(case), seen).says
+
+
+def test_no_case_of_the_value_loss_lies_on_an_edge_or_a_tie():
+    """The clip's edge is where v is c from old; the tie where R is halfway to the clipped v."""
+    for seed in range(50):
+        for case in CHECKS["value_loss"].generate(seed):
+            if "old_values" not in case.inputs or not isinstance(case.inputs["values"][0], list):
+                continue
+            v, r, old = (torch.tensor(case.inputs[x]) for x in ("values", "returns", "old_values"))
+            c = case.inputs["clip_range"]
+            clipped = cleanrl(v, old, c)
+            assert ((v - old).abs() - c).abs().min() > 1e-3
+            assert where(v == clipped, 1.0, (v + clipped) / 2 - r).abs().min() > 1e-3
