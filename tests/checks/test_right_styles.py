@@ -116,7 +116,7 @@ STYLES = [
     ("optimal_policy", lambda ref, r, *, beta: (ref + r / beta)
      - torch.logsumexp(ref + r / beta, 0)),
 ]  # fmt: skip
-SEEDS = soak(3, 200)
+SEEDS = soak(2, 200)
 
 
 @functools.cache
