@@ -58,15 +58,15 @@ class Check:
 
         A different seed gives different cases: a grader's seed is not the notebook's.
         """
-        both = {"function": function, "reference": self.reference}
         if problem := self.signature_problem(function):
-            return Result(self.name, False, problem, **both)
-        left_out = self.left_out(function)
-        cases = list(self.generate(seed, left_out))
-        result = self.judge(cases, [self.observe(function, case) for case in cases], left_out)
-        if result.finished:
-            _ATTEMPTED.add(self.name)
-        return replace(result, **both)
+            result = Result(self.name, False, problem)
+        else:
+            left_out = self.left_out(function)
+            cases = list(self.generate(seed, left_out))
+            result = self.judge(cases, [self.observe(function, case) for case in cases], left_out)
+            if result.finished:
+                _ATTEMPTED.add(self.name)
+        return replace(result, function=function, reference=self.reference)
 
     def generate(self, seed: int | str, left_out: Sequence[str] = ()) -> Iterator[Case]:
         """Yield a seed's cases, smallest first, except those that need an omitted keyword.
