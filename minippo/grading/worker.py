@@ -4,7 +4,7 @@ It reads the work from stdin as JSON, calls the student's functions and writes t
 plain numbers, one line per function. It knows neither the right answers nor the seed. minippo is
 the answer key, so while a student's function runs, minippo's own version of it raises an error.
 The others work, since a correct `ppo_update` may call minippo's `ppo_loss`. Of `minippo.checks`
-only `solutions` is left, which `my_ppo.py` imports; `checks` itself is mute.
+only `solutions` is left, which `my_ppo.py` imports; `checks` itself is mute, and so is `course`.
 """
 
 import importlib
@@ -122,7 +122,7 @@ class _NoKeys:
 
 
 class _Mute:
-    """`checks` and all that it gives: it knows nothing, and `use()` gives back what was checked."""
+    """`checks`, and all that it gives: it knows nothing, and `use()` gives what was checked."""
 
     __path__: ClassVar[list[str]] = []  # a package, whose modules `_NoKeys` refuses
     __spec__ = None
@@ -149,13 +149,14 @@ class _Mute:
 
 
 def _block_keys() -> None:
-    left = {SOLUTIONS: importlib.import_module(SOLUTIONS), "minippo.checks": _Mute()}
+    left: dict[str, Any] = {name: _Mute() for name in ("minippo.checks", "minippo.course")}
+    left[SOLUTIONS] = importlib.import_module(SOLUTIONS)
     for name in [n for n in sys.modules if n.startswith(KEYS)]:
         parent, _, child = name.rpartition(".")
         vars(sys.modules.get(parent, sys)).pop(child, None)
         del sys.modules[name]
-    sys.modules.update(left)  # type: ignore[arg-type]
-    minippo.checks = left["minippo.checks"]  # type: ignore[assignment]
+    sys.modules.update(left)
+    minippo.checks = left["minippo.checks"]
     sys.meta_path.insert(0, _NoKeys())
 
 

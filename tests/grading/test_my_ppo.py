@@ -10,6 +10,8 @@ from minippo.grading import grade
 pytestmark = pytest.mark.usefixtures("without_hook")
 
 EXPORTED = """
+from minippo import course
+MODEL = course.start()
 from minippo import *
 from minippo import checks
 from minippo.checks.solutions import *
