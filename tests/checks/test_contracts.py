@@ -22,13 +22,15 @@ CONTRACTS = {path.stem: contract(path.stem) for path in sorted(FOLDER.glob("*.to
 TASKS = [(name, i) for name, found in CONTRACTS.items() for i in range(len(found.task))]
 SIZE = {"build": 20}  # lines of a solution's body; 8 for every other kind
 
-# What a text may require -> what the cases of its check must then hold.
+# What a text may require -> whether a case, or else the check, then tests it.
 REQUIREMENTS = {
-    "half-?.?precision": lambda check, cases: any(c.dtype == "bfloat16" for c in cases),
-    "NaN": lambda check, cases: any(math.isnan(x) for c in cases for x in numbers(c)),
-    "infty|infinite": lambda check, cases: any(-math.inf in numbers(c) for c in cases),
-    "1,?000": lambda check, cases: any(abs(x) == 1000 for c in cases for x in numbers(c)),
-    "[Gg]radient|detach": lambda check, cases: check.slopes or check.no_slopes,
+    "half-?.?precision": lambda check, case: case.dtype == "bfloat16",
+    "NaN": lambda check, case: any(math.isnan(x) for x in numbers(case)),
+    "infty|infinite": lambda check, case: -math.inf in numbers(case),
+    "1,?000": lambda check, case: "1000" in case.note or 1000 in map(abs, numbers(case)),
+    "[Gg]radient (may )?(flow|reach)|nor its gradient|detach": (
+        lambda check, case: check.slopes or check.no_slopes
+    ),
 }
 EXPLAINS = ("NaN", "infty|infinite")  # a hint may say where they come from
 
@@ -73,7 +75,7 @@ def test_the_solution_has_a_students_size_and_passes_when_pasted_over_the_stub(n
 def test_the_stub_is_unfinished_and_is_called_like_the_solution(name):
     found, result = CONTRACTS[name], verdict(name, "stub")
     assert not result.passed
-    assert result.finished == (found.kind == "fix")  # there the stub is what is to be mended
+    assert not result.finished, result
     stub, solution = (inspect.signature(found.run(x)) for x in (found.stub, found.solution))
     assert stub == solution
 
@@ -91,11 +93,12 @@ def test_the_worked_example_gives_what_it_says_and_is_the_checks_first_case(name
     first = next(check.generate(SEED))
     assert first == found.case()
     gives, right = found.example["gives"], check.expected(first)
-    assert close(gives, right.value, 1e-5), right.value
+    assert close(gives, right.value, 1e-4), right.value  # the text has four digits at most
     assert failure(first, right, check.observe(found.run(found.solution), first)) is None
     said = [float(x) for x in re.findall(r"-?\d+(?:\.\d+)?", found.worked.replace("$", ""))]
-    for x in (x for x in leaves(gives) if not isinstance(x, bool) and x):
-        assert any(abs(x - number) < 1e-3 for number in said), f"{x} is not in the text"
+    missing = [x for x in leaves(gives) if not any(abs(x - number) < 1e-3 for number in said)]
+    whole = found.kind == "build"  # a result of many numbers, which a text would not list
+    assert len(missing) < len(leaves(gives)) if whole else not {*missing} - {0.0, 1.0}, missing
 
 
 @pytest.mark.parametrize(("name", "i"), TASKS)
@@ -118,7 +121,7 @@ def test_each_sentence_is_broken_in_another_way(name):
 def test_what_a_text_requires_is_tested_and_no_hint_requires_more(name, words):
     found, check = CONTRACTS[name], CHECKS[name]
     required = any(re.search(words, sentence["says"]) for sentence in found.task)
-    assert not required or REQUIREMENTS[words](check, list(check.generate(SEED)))
+    assert not required or any(REQUIREMENTS[words](check, case) for case in check.generate(SEED))
     assert required or words in EXPLAINS or not any(re.search(words, hint) for hint in found.hints)
 
 
