@@ -1,6 +1,7 @@
-"""What a lesson is made of: its start, the student's file, questions and captions by key."""
+"""What a lesson is made of: start, the student's file, texts by key, progress."""
 
 from minippo.course.mine import FUNCTIONS, whose
+from minippo.course.progress import progress
 from minippo.course.start import start
 from minippo.course.told import reveal, show
 
@@ -10,4 +11,4 @@ STORY = (
     " The waiter was a little grumpy, but the ham was heavenly. It was worth every penny.",
 )
 
-__all__ = ["FUNCTIONS", "STORY", "reveal", "show", "start", "whose"]
+__all__ = ["FUNCTIONS", "STORY", "progress", "reveal", "show", "start", "whose"]

@@ -56,6 +56,7 @@ from minippo.plots.rewards import (
 )
 from minippo.plots.runs import History, TrainingRun, health, training_run, training_run_panels
 from minippo.plots.seeds import each_seed, over_seeds
+from minippo.plots.simple import bars, lines
 
 __all__ = [
     "COLOURS",
@@ -83,6 +84,7 @@ __all__ = [
     "Symptom",
     "TokenMicroscope",
     "TrainingRun",
+    "bars",
     "bug_curves",
     "bug_curves_panels",
     "bug_scores",
@@ -103,6 +105,7 @@ __all__ = [
     "kl_controller_panels",
     "kl_two_ways",
     "kl_two_ways_panels",
+    "lines",
     "logged_and_true_kl",
     "next_token",
     "next_token_panels",

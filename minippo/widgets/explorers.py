@@ -33,9 +33,7 @@ def _places(low: float, high: float) -> list[float]:
     return [float(x) for x in np.unique(np.ceil(np.linspace(low, high, 41) * 100) / 100)]
 
 
-def clipping(
-    *, tokens: tuple[Tensor, Tensor] | None = None, question: Asked = None
-) -> Explorer:
+def clipping(*, tokens: tuple[Tensor, Tensor] | None = None, question: Asked = None) -> Explorer:
     """Move epsilon, the advantage and one token's ratio over PPO-Clip's objective and slope.
 
     `tokens`: ratios and advantages of real tokens, drawn as ticks.
@@ -60,9 +58,7 @@ def clip_or_penalty(*, question: Asked = None) -> Explorer:
     return Explorer("clip_or_penalty", plots.ClipOrPenalty(), controls, question=question)
 
 
-def next_token(
-    logits: Tensor, words: Sequence[str], *, question: Asked = None
-) -> Explorer:
+def next_token(logits: Tensor, words: Sequence[str], *, question: Asked = None) -> Explorer:
     """Move along a response and change the temperature: the next token's distribution.
 
     `logits` [time, vocab] and the vocabulary's `words` come from a model and its tokenizer.
@@ -115,9 +111,7 @@ def combined_loss(*, question: Asked = None) -> Explorer:
     return Explorer("combined_loss", plots.CombinedLoss(), controls, question=question)
 
 
-def training_run(
-    history: plots.History, *, title: str = "", question: Asked = None
-) -> Explorer:
+def training_run(history: plots.History, *, title: str = "", question: Asked = None) -> Explorer:
     """Move along a run: its seven curves at that step, and which are unhealthy.
 
     `history` as in `PPOTrainer.history`.
@@ -127,9 +121,7 @@ def training_run(
     return Explorer("training_run", picture, controls, question=question)
 
 
-def token_microscope(
-    records: Sequence[Mapping[str, Any]], *, question: Asked = None
-) -> Explorer:
+def token_microscope(records: Sequence[Mapping[str, Any]], *, question: Asked = None) -> Explorer:
     """Follow one response across iterations: its ratios, advantages, KLs or entropies.
 
     `records` from a recorded run: `record.load_run(path).records`.
@@ -147,11 +139,7 @@ def token_microscope(
 
 
 def over_optimisation(
-    kl: Sequence[float],
-    proxy: Sequence[float],
-    gold: Sequence[float],
-    *,
-    question: Asked = None,
+    kl: Sequence[float], proxy: Sequence[float], gold: Sequence[float], *, question: Asked = None
 ) -> Explorer:
     """Move along the KL: the reward paid, the reward meant, and the gap between them."""
     picture = plots.OverOptimisation(kl, proxy, gold)
@@ -161,10 +149,7 @@ def over_optimisation(
 
 
 def frontier(
-    methods: Mapping[str, Sequence[plots.Points]],
-    *,
-    reward: str = "gold",
-    question: Asked = None,
+    methods: Mapping[str, Sequence[plots.Points]], *, reward: str = "gold", question: Asked = None
 ) -> Explorer:
     """Set a KL budget: the best each method achieves within it.
 

@@ -10,10 +10,7 @@ from minippo.widgets._explorer import Asked, Explorer
 
 
 def replay(
-    run: str | Path | Run,
-    other: str | Path | Run | None = None,
-    *,
-    question: Asked = None,
+    run: str | Path | Run, other: str | Path | Run | None = None, *, question: Asked = None
 ) -> Explorer:
     """Move through the steps of a recorded run, or play it; with `other`, two at once.
 

@@ -9,6 +9,7 @@ from typing import Any
 from minippo.checks.definitions import gradient
 from minippo.checks.definitions import leaves as flat
 from minippo.checks.engine.cases import Case, Draw, Nested, draws, weights
+from minippo.checks.engine.contract import contract
 from minippo.checks.engine.judge import Expected, Failure, Region, alike, failure, properties, shown
 from minippo.checks.engine.observe import Observation, observe
 from minippo.checks.engine.result import Result, Solution
@@ -57,18 +58,23 @@ class Check:
 
         A different seed gives different cases: a grader's seed is not the notebook's.
         """
-        both = {"function": function, "reference": self.reference}
         if problem := self.signature_problem(function):
-            return Result(self.name, False, problem, **both)
-        left_out = self.left_out(function)
-        cases = list(self.generate(seed, left_out))
-        result = self.judge(cases, [self.observe(function, case) for case in cases], left_out)
-        if result.finished:
-            _ATTEMPTED.add(self.name)
-        return replace(result, **both)
+            result = Result(self.name, False, problem)
+        else:
+            left_out = self.left_out(function)
+            cases = list(self.generate(seed, left_out))
+            result = self.judge(cases, [self.observe(function, case) for case in cases], left_out)
+            if result.finished:
+                _ATTEMPTED.add(self.name)
+        return replace(result, function=function, reference=self.reference)
 
     def generate(self, seed: int | str, left_out: Sequence[str] = ()) -> Iterator[Case]:
-        """Yield a seed's cases, smallest first, except those that need an omitted keyword."""
+        """Yield a seed's cases, smallest first, except those that need an omitted keyword.
+
+        The worked example of the exercise's contract comes before them.
+        """
+        if (agreed := contract(self.name)) and not {*left_out} & {*agreed.case().inputs}:
+            yield agreed.case()
         for draw in draws(f"{self.name} {seed}"):
             for case in self.cases(draw):
                 asked = not any(name in case.inputs for name in left_out)
