@@ -42,9 +42,12 @@ def fill(cells: list[Any]) -> None:
 
 def kept(metadata: dict[str, Any]) -> dict[str, Any]:
     """What a reader's Jupyter needs: tags, and that a cell's code is folded."""
-    tags, jupyter = metadata.get("tags", []), metadata.get("jupyter", {})
+    tags, jupyter = list(metadata.get("tags", [])), metadata.get("jupyter", {})
+    hidden = jupyter.get("source_hidden") or "maintainers" in tags
+    if hidden and "hide-input" not in tags:
+        tags.append("hide-input")  # for the site
     found: dict[str, Any] = {"tags": tags} if tags else {}
-    if jupyter.get("source_hidden") or "maintainers" in tags:
+    if hidden:
         found["jupyter"] = {"source_hidden": True}
     return found
 

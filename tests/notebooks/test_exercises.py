@@ -57,5 +57,6 @@ def test_tags_and_folded_code_are_kept_and_nothing_else():
     noise = {"collapsed": False, "jupyter": {"outputs_hidden": True}}
     assert execute.kept({"tags": tags} | noise) == {"tags": tags}
     assert execute.kept(noise) == {}
-    assert execute.kept(hidden) == hidden
-    assert execute.kept({"tags": ["maintainers"]}) == {"tags": ["maintainers"]} | hidden
+    assert execute.kept(hidden) == {"tags": ["hide-input"]} | hidden
+    both = {"tags": ["maintainers", "hide-input"]} | hidden
+    assert execute.kept({"tags": ["maintainers"]}) == execute.kept(both) == both
