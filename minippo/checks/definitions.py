@@ -360,6 +360,12 @@ def sequence_ratio(log_probs: Rows, old_log_probs: Rows, mask: Mask) -> Row:
     ]
 
 
+def effective_sample_size(log_ratios: Row) -> float:
+    """(sum w)^2 / sum w^2 of w = exp(log-ratio), all divided by the largest w."""
+    w = [math.exp(x - max(log_ratios)) for x in log_ratios]
+    return sum(w) ** 2 / sum(x * x for x in w)
+
+
 def entropy_bonus(logits: list[Rows], mask: Mask) -> float:
     """The mean entropy of the real tokens."""
     found = [

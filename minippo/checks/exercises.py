@@ -55,6 +55,25 @@ sequence_ratio = Check(
 )
 
 
+def _weight_cases(draw: Draw) -> Iterator[Case]:
+    n = draw.vocab
+    for _ in range(3):
+        yield draw.case(log_ratios=draw.floats(n))
+    yield draw.case("all as likely as before", log_ratios=[0.0] * n)
+    yield draw.case("one response", log_ratios=draw.floats(1))
+    yield draw.case("one counts alone", log_ratios=[8.0, *draw.floats(n)])
+    for far in (60.0, -60.0):  # float32 holds exp(60), but not its square
+        away = [far + x for x in draw.floats(n)]
+        yield draw.case(f"log-ratios near {far:.0f}", log_ratios=away)
+
+
+effective_sample_size = Check(
+    reference=solutions.effective_sample_size,
+    definition=definitions.effective_sample_size,
+    cases=_weight_cases,
+)
+
+
 def _entropy_cases(draw: Draw) -> Iterator[Case]:
     # A model's logits on padding are finite: no gradient is checked where they are NaN.
     slopes = draw.padding != "junk"

@@ -186,3 +186,25 @@ def first_ratio_error(
     if "mean instead of maximum" in flags:
         return where(counted, error, 0.0).sum() / counted.sum()
     return (error * mask).max() if LEAK in flags else error[counted].max()
+
+
+@flawed(
+    "log-ratios for ratios",
+    "sum not squared",
+    "share for number",
+    "upside down",
+    "exponential of the entropy",
+    "exp overflows",
+)
+def effective_sample_size(flags: frozenset[str], log_ratios: Tensor) -> Tensor:
+    """(sum of w)^2 / sum of w^2."""
+    w = log_ratios.softmax(0)
+    if "exp overflows" in flags or "sum not squared" in flags:
+        w = log_ratios.exp()
+    if "log-ratios for ratios" in flags:
+        w = log_ratios
+    found = w.sum() ** (1 if "sum not squared" in flags else 2) / w.square().sum()
+    if "exponential of the entropy" in flags:
+        found = torch.distributions.Categorical(logits=log_ratios).entropy().exp()
+    found = found / (len(w) if "share for number" in flags else 1)
+    return 1 / found if "upside down" in flags else found
