@@ -1,7 +1,5 @@
 """A picture of the adaptive KL controller at work."""
 
-from typing import Any
-
 from matplotlib.figure import Figure
 
 from minippo import AdaptiveKL
