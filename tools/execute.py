@@ -21,7 +21,8 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 QUIET["MINIPPO_MINE"] = "off"  # no stored output depends on a student's file
 WIDGET = "application/vnd.jupyter.widget-view+json"
-HEADING = re.compile(r"## Exercise (\d+(?: \(optional\))?)")
+# An exercise ends its cell; what comes before it in the cell stays.
+HEADING = re.compile(r"^## Exercise (\d+(?: \(optional\))?).*\Z", re.MULTILINE | re.DOTALL)
 CHECKED = re.compile(r"^(\w+) = checks\.\1\(my_\1\)\.use\(\)\Z", re.MULTILINE)
 
 
@@ -29,14 +30,14 @@ def fill(cells: list[Any]) -> None:
     """Write the exercises that have a contract: the stub's cell, and the text before it."""
     heading = None
     for cell in cells:
-        if cell["cell_type"] == "markdown" and HEADING.match(cell["source"]):
+        if cell["cell_type"] == "markdown" and HEADING.search(cell["source"]):
             heading = cell
         checked = CHECKED.search(cell["source"].rstrip())
         if cell["cell_type"] != "code" or not checked or not (found := contract(checked[1])):
             continue
         cell["source"] = found.cell()
         if heading is not None:
-            heading["source"] = found.markdown(HEADING.match(heading["source"])[1])
+            heading["source"] = HEADING.sub(lambda m: found.markdown(m[1]), heading["source"])
             heading = None
 
 

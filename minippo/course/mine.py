@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from minippo import *
 from minippo.checks.solutions import *
+from minippo.rollout import evaluate, generate
 '''
 
 

@@ -204,7 +204,7 @@ class PPOStep(Diagram):
             "Each token pays beta times its KL; the last one also gets the score."),
         "advantages": Box(1, 2, "advantages A", "advantage",
             "GAE says how much better each token did than predicted."),
-        "returns": Box(0, 2, "returns R", "value",
+        "returns": Box(0, 2, "returns G", "value",
             "Advantage plus value is the return: what to predict next time."),
         "value loss": Box(0, 3, "value loss", "value",
             "The value loss pulls the values to the returns."),

@@ -60,7 +60,7 @@ def test_a_lesson_is_no_longer_than_an_evening_allows(path):
     shown = "\n".join(cell["source"] for cell in code)
     assert shown.count("plots.show(") + shown.count("course.show(") <= 8
     lengths = [code_lines(cell["source"]) for cell in code[1:] if "maintainers" not in tags(cell)]
-    assert statistics.median(lengths) <= 6
+    assert statistics.median(lengths) <= (6 if path in REBUILT else 7)
     assert max(lengths) <= 25
 
 
