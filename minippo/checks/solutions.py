@@ -4,14 +4,14 @@ import math
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn, where
+from torch import Tensor, where
 
 from minippo import entropy, masked_mean, probability_ratio
-from minippo.responses import Responses, response_mask
+from minippo.responses import response_mask
 
 __all__ = [
     "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "entropy_bonus",
-    "evaluate", "first_ratio_error", "learning_rates", "mean_minus_variance", "optimal_policy",
+    "first_ratio_error", "learning_rates", "mean_minus_variance", "optimal_policy",
     "response_mask", "sequence_ratio", "training_memory",
 ]  # fmt: skip
 
@@ -144,10 +144,3 @@ def first_ratio_error(
     """Largest |ratio - 1| over real tokens: 0 before the first step of an update."""
     ratio = probability_ratio(where(mask, log_probs, 0.0), where(mask, old_log_probs, 0.0))
     return (ratio - 1).abs().max()
-
-
-def evaluate(policy: nn.Module, responses: Responses) -> tuple[Tensor, Tensor, Tensor]:
-    """`rollout.evaluate`, for a student's file: transformers is loaded when it is called."""
-    from minippo.rollout import evaluate as measured
-
-    return measured(policy, responses)
