@@ -1,7 +1,7 @@
 """Is my function right, and if not, what did I do wrong? `checks.gae(my_gae)` tells you.
 
 Right means: value and gradient equal a slow, independent definition's on cases generated to tell
-mistakes apart. Known mistakes are named. `checks.solution("gae")` shows minippo's own function.
+mistakes apart. Known mistakes are named. `checks.solution("gae")` shows a right answer.
 """
 
 import importlib
@@ -90,7 +90,7 @@ def variant(name: str, *conventions: str) -> Check:
 
 
 def solution(name: str) -> Solution:
-    """Show minippo's own function once you have attempted the exercise, or asked twice."""
+    """Show a right answer once you have attempted the exercise, or asked twice."""
     if name not in CHECKS:
         raise ValueError(f"solution: name must be one of {', '.join(CHECKS)}, got {name!r}.")
     return show_solution(CHECKS[name])

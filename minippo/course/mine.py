@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from minippo.checks.engine import result
+from minippo.checks.engine.contract import IMPORTS
 from minippo.grading.grade import grade
 
 # The functions of which one PPO step consists.
@@ -27,18 +28,8 @@ FUNCTIONS = (
     "kl_k1", "kl_k3", "shape_rewards", "AdaptiveKL", "combined_loss",
 )  # fmt: skip
 FILE = "my_ppo.py"
-HEADER = '''"""Your PPO: what passes its check is added below. Whatever is missing is minippo's."""
-
-import math
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from minippo import *
-from minippo.checks.solutions import *
-from minippo.rollout import evaluate, generate
-'''
+SAYS = '"""Your PPO: what passes its check is added below. Whatever is missing is minippo\'s."""'
+HEADER = f"{SAYS}\n\n{IMPORTS}"
 
 
 def begin() -> str:
@@ -84,7 +75,8 @@ def keep(name: str, function: Callable[..., Any]) -> str:
         trial.write_text(after, encoding="utf-8")
         (verdict,) = grade(trial, tasks=[name]).results
     if not verdict.idea:
-        return f"not added to {FILE}, where it has to work by itself: {verdict.headline}"
+        said = " ".join([verdict.headline, *verdict.lines[:2]])  # with the line and its error
+        return f"not added to {FILE}, where it has to work by itself: {said}"
     Path(FILE).write_text(after, encoding="utf-8")
     begin()
     return f"added to {FILE}"

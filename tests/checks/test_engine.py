@@ -10,6 +10,7 @@ import torch
 import minippo
 from minippo import checks
 from minippo.checks import CHECKS, Result
+from minippo.checks.engine.contract import contract
 from minippo.checks.engine.judge import close
 
 pytestmark = pytest.mark.usefixtures("without_hook")
@@ -219,14 +220,20 @@ def test_the_page_of_a_result_says_the_same_and_escapes():
 
 def test_a_solution_is_shown_after_an_attempt_or_on_asking_twice(monkeypatch):
     monkeypatch.setattr("minippo.checks.engine.check._ATTEMPTED", set())
-    assert "try it first" in repr(checks.solution("kl_k1"))
-    assert inspect.getsource(minippo.kl_k1) == repr(checks.solution("kl_k1"))
-    checks.kl_k2(lambda p, q: p - q)
-    assert repr(checks.solution("kl_k2")) == inspect.getsource(minippo.kl_k2)
-    assert "try it first" in repr(checks.solution("ppo_update"))
-    assert "for _ in range(config.epochs)" in repr(checks.solution("ppo_update"))
+    assert "try it first" in repr(checks.solution("masked_mean"))
+    shown = checks.solution("masked_mean")
+    assert repr(shown) == contract("masked_mean").solution
+    assert shown._repr_markdown_() == f"```python\n{shown!r}```"
+    checks.sft_loss(lambda logits, tokens, mask: logits.sum())
+    assert repr(checks.solution("sft_loss")) == contract("sft_loss").solution
     with pytest.raises(ValueError, match="name must be one of token_log_probs"):
         checks.solution("nothing")
+
+
+def test_a_solution_without_a_contract_is_minippos_source(monkeypatch):
+    monkeypatch.setattr("minippo.checks.engine.check._ATTEMPTED", {"kl_k2"})
+    monkeypatch.setattr("minippo.checks.engine.check.contract", lambda name: None)
+    assert repr(checks.solution("kl_k2")) == inspect.getsource(minippo.kl_k2)
 
 
 def test_a_stub_is_no_attempt(monkeypatch):

@@ -35,7 +35,7 @@ def test_a_mistake_on_top_of_the_drawn_convention_is_named():
 
 def test_a_convention_by_hand():
     asked = variant(CHECKS["value_loss"], ["half forgotten"])
-    case = next(iter(asked.generate(0)))
+    case = next(case for case in asked.generate(0) if "old_values" not in case.inputs)
     v, r = case.inputs["values"][0][0], case.inputs["returns"][0][0]
     assert asked.expected(case).value[0][0] == pytest.approx((v - r) ** 2)
     assert asked(lambda values, returns: (values - returns.detach()) ** 2).passed

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minippo.checks.engine.cases import Case, Nested, to_nested, weights
 
-PACKAGE = str(Path(__file__).parents[1])
+PACKAGE = str(Path(__file__).parents[2])
 
 
 @dataclass

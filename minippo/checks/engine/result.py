@@ -1,7 +1,6 @@
 """A check's report, for a notebook or a terminal."""
 
 import html
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -110,18 +109,16 @@ KEEP: list[Callable[[str, Callable[..., Any]], str]] = []
 
 
 class Solution:
-    """The package's own function, shown as source."""
+    """A right answer, shown as source that can be pasted over the stub."""
 
-    def __init__(self, name: str, function: Callable[..., Any] | None) -> None:
-        self.name, self.function = name, function
+    def __init__(self, name: str, source: str) -> None:
+        self.name, self.source = name, source
 
     def __repr__(self) -> str:
-        if self.function is None:
-            return (
-                f"{self.name}: try it first; the check beside it says what is missing. "
-                "To see the solution all the same, ask once more."
-            )
-        return inspect.getsource(self.function)
+        return self.source or (
+            f"{self.name}: try it first; the check beside it says what is missing. "
+            "To see the solution all the same, ask once more."
+        )
 
     def _repr_markdown_(self) -> str:
-        return f"{self!r}" if self.function is None else f"```python\n{self!r}```"
+        return f"```python\n{self.source}```" if self.source else repr(self)
