@@ -11,7 +11,8 @@ import re
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,3 +98,16 @@ def whose(names: Sequence[str] = FUNCTIONS) -> str:
     theirs = [name for name in names if getattr(module, name).__module__ != "my_ppo"]
     said = f"{len(names)} functions: {len(names) - len(theirs)} yours, {len(theirs)} minippo's"
     return f"{said} ({', '.join(theirs)})" if 0 < len(theirs) < len(names) else said
+
+
+@contextmanager
+def minippos(namespace: dict[str, Any]) -> Iterator[None]:
+    """In a notebook's `globals()`, make FUNCTIONS minippo's within a block, then yours again."""
+    yours = {name: namespace[name] for name in FUNCTIONS if name in namespace}
+    ours = dict[str, Any]()
+    exec(HEADER, ours)
+    namespace.update({name: ours[name] for name in yours})
+    try:
+        yield
+    finally:
+        namespace.update(yours)
