@@ -403,7 +403,7 @@ def token_truth(scores: Rows) -> Rows:
         n = len(row)
         means.append(sum(row) / n)
         errors.append(math.sqrt(sum((x - means[-1]) ** 2 for x in row) / (n - 1) / n))
-    credit = [after - before for before, after in zip(means, means[1:], strict=False)]
+    credit = [means[i + 1] - means[i] for i in range(len(means) - 1)]
     return [means[:-1], errors[:-1], credit]
 
 
