@@ -139,7 +139,7 @@ def absolute_kl(scores, kl, mask, *, kl_coef):
     ("name", "function", "says"),
     [
         ("gae", junk_left_in_the_padding, "It is wrong only on the padding."),
-        ("gae", junk_left_in_the_padding, "It changes when the padding changes"),
+        ("gae", junk_left_in_the_padding, "It is wrong only in rows that end early."),
         ("shape_rewards", absolute_kl, "It is wrong only where the KL is negative."),
         ("shape_rewards", absolute_kl, "Right where kl_coef = 0.0"),
     ],

@@ -17,6 +17,7 @@ BOOTSTRAP_LATE = "bootstrap in the last column"
 NO_NEXT = "next value forgotten"
 SAME_VALUE = "V_t instead of V_(t+1)"
 SIGN = "sign turned"
+ROLLED = "first value after the last"
 
 
 def _earlier(mask: Tensor) -> Tensor:
@@ -38,7 +39,8 @@ def _next_values(flags: frozenset[str], values: Tensor, mask: Tensor, end: Tenso
     if SAME_VALUE in flags:
         return values
     clean = values if OFF_BY_ONE in flags else _masked(flags, values, mask)
-    following = torch.cat([clean[:, 1:], zeros_like(clean[:, :1])], 1)
+    first = clean[:, :1] if ROLLED in flags else zeros_like(clean[:, :1])
+    following = torch.cat([clean[:, 1:], first], 1)
     if end is None or NO_BOOTSTRAP in flags:
         return following
     width = mask.shape[1]
@@ -77,6 +79,7 @@ def _td_errors(
     SAME_VALUE,
     SIGN,
     LEAK,
+    ROLLED,
     "gamma on the reward, too",
 )
 def td_errors(
@@ -164,8 +167,8 @@ def gae(
     if "whitened" in flags:
         mean, sd = advantages[mask].mean(), advantages[mask].var(correction=0).add(1e-8).sqrt()
         advantages = (advantages - mean) / sd
-    if UNMASKED in flags:  # the loop has not touched the padding
-        return where(mask, advantages, rewards - values)
+    if UNMASKED in flags:  # from the right, the loop has not touched the padding
+        return advantages if forwards else where(mask, advantages, rewards - values)
     return _masked(flags, advantages, mask)
 
 
