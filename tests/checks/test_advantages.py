@@ -152,9 +152,9 @@ def test_an_unknown_mistake_in_advantages_is_described(name, function, says):
 
 
 def test_the_smallest_case_of_a_leaking_advantage_can_be_followed_by_hand():
-    """One response, one token, ordinary numbers in the padding: no NaN."""
+    """The worked example: one response, an ordinary number in the padding, no NaN."""
     text = str(checks.gae(junk_left_in_the_padding))
-    assert "mask = [[True, False]]" in text
+    assert "mask = [[True, True, False]]" in text
     assert "nan" not in text
 
 
