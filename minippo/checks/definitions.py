@@ -409,6 +409,17 @@ def optimal_policy(ref_log_probs: Row, rewards: Row, beta: float) -> Row:
     return [x - max(logs) - math.log(total) for x in logs]
 
 
+def token_truth(scores: Rows) -> Rows:
+    """scores[tokens written][continuation]: value, standard error and credit of each token."""
+    means, errors = Row(), Row()
+    for row in scores:
+        n = len(row)
+        means.append(sum(row) / n)
+        errors.append(math.sqrt(sum((x - means[-1]) ** 2 for x in row) / (n - 1) / n))
+    credit = [means[i + 1] - means[i] for i in range(len(means) - 1)]
+    return [means[:-1], errors[:-1], credit]
+
+
 def best_of_n_mean(proxy: Row, gold: Row, n: int) -> float:
     """Mean gold reward of the response with the highest proxy, over all sets of n responses."""
     sets = itertools.combinations(range(len(proxy)), n)

@@ -161,6 +161,18 @@ optimal_policy = Check(
 )
 
 
+def _truth_cases(draw: Draw) -> Iterator[Case]:
+    for _ in range(3):
+        yield draw.case(scores=draw.floats(draw.time + 1, draw.vocab))
+    ended = [draw.floats()] * draw.vocab
+    yield draw.case("nothing left to sample", scores=[*draw.floats(draw.time, draw.vocab), ended])
+
+
+token_truth = Check(
+    reference=solutions.token_truth, definition=definitions.token_truth, cases=_truth_cases
+)
+
+
 def _accumulated_cases(draw: Draw) -> Iterator[Case]:
     def parts(low: float = -2.0) -> dict[str, Nested]:
         """Draw `vocab` micro-batches, each with different lengths."""

@@ -82,6 +82,16 @@ def optimal_policy(
     return (ref_log_probs + rewards / beta).log_softmax(-1)
 
 
+def token_truth(scores: Float[Tensor, "places n"]) -> Float[Tensor, "3 time"]:
+    """What each token was worth: values before it, their standard errors, and its credit.
+
+    Row t of `scores` holds the scores of n continuations sampled after t tokens of one response.
+    """
+    values, n = scores.mean(1), scores.shape[1]
+    errors = scores.std(1) / n**0.5
+    return torch.stack([values[:-1], errors[:-1], values.diff()])
+
+
 def best_of_n_mean(
     proxy: Float[Tensor, " responses"], gold: Float[Tensor, " responses"], n: int
 ) -> Float[Tensor, ""]:

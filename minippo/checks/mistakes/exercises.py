@@ -208,3 +208,28 @@ def effective_sample_size(flags: frozenset[str], log_ratios: Tensor) -> Tensor:
         found = torch.distributions.Categorical(logits=log_ratios).entropy().exp()
     found = found / (len(w) if "share for number" in flags else 1)
     return 1 / found if "upside down" in flags else found
+
+
+@flawed(
+    "sum for the mean",
+    "standard deviation for the standard error",
+    "population deviation",
+    "variance of the mean",
+    "credit of the token before",
+    "step turned round",
+    "truth of the continuations",
+)
+def token_truth(flags: frozenset[str], scores: Tensor) -> Tensor:
+    """Means of the rows, their standard errors, and the steps between them."""
+    dim = 0 if "truth of the continuations" in flags else 1
+    n = scores.shape[dim]
+    values = scores.sum(dim) if "sum for the mean" in flags else scores.mean(dim)
+    errors = scores.std(dim, correction=0 if "population deviation" in flags else 1)
+    if "standard deviation for the standard error" not in flags:
+        errors = errors / n**0.5
+    errors = errors.square() if "variance of the mean" in flags else errors
+    steps = values[1:] - values[:-1]
+    if "credit of the token before" in flags:
+        steps = torch.cat([torch.zeros_like(steps[:1]), steps[:-1]])
+    steps = -steps if "step turned round" in flags else steps
+    return torch.stack([values[:-1], errors[:-1], steps])
