@@ -518,6 +518,42 @@ def ppo_update(
     return leaves(weights)
 
 
+def ppo_epochs(
+    logits: list[Rows],
+    tokens: list[list[int]],
+    mask: Mask,
+    old_log_probs: Rows,
+    advantages: Rows,
+    epochs: int,
+    minibatch_size: int,
+    clip_range: float,
+    learning_rate: float,
+) -> list[Rows]:
+    """Logits of a table policy after some epochs of gradient descent with the clip.
+
+    Rows share no weights, so with one row per step, or with all, their order does not matter.
+    """
+    table = copy.deepcopy(logits)
+    for _ in range(epochs):
+        for first in range(0, len(table), minibatch_size):
+            part = slice(first, first + minibatch_size)
+
+            def loss(x: list[Rows], part: slice = part) -> float:
+                now = token_log_probs(x, tokens[part])
+                rows = zip(now, old_log_probs[part], advantages[part], strict=True)
+                losses = [
+                    [
+                        clipped_surrogate(probability_ratio(a, b), c, clip_range, clip_range)
+                        for a, b, c in zip(*row, strict=True)
+                    ]
+                    for row in rows
+                ]
+                return masked_mean(losses, mask[part])
+
+            table[part] = _moved(table[part], gradient(loss, table[part]), learning_rate)
+    return table
+
+
 def leaves(x: Any) -> Row:
     """Flatten nested lists in order."""
     return [leaf for part in x for leaf in leaves(part)] if isinstance(x, list) else [x]

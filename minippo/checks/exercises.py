@@ -2,8 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import torch
+
+import minippo
 from minippo.checks import definitions, solutions
 from minippo.checks.engine.cases import Case, Draw, Nested, settings
 from minippo.checks.engine.check import Check
@@ -230,4 +234,52 @@ first_ratio_error = Check(
     reference=solutions.first_ratio_error,
     definition=definitions.first_ratio_error,
     cases=_error_cases,
+)
+
+
+def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Train a table of logits by plain gradient descent; return the table."""
+    table = inputs["logits"].clone().requires_grad_()
+    asked = list[Any]()
+
+    def new_log_probs(rows: Any) -> torch.Tensor:
+        asked.append(rows)
+        return minippo.token_log_probs(table[rows], inputs["tokens"][rows])
+
+    with torch.random.fork_rng(devices=[]):  # shuffling is asked for
+        function(
+            new_log_probs,
+            partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]),
+            torch.optim.SGD([table], lr=inputs["learning_rate"]),
+            inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
+            epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
+        )  # fmt: skip
+    return table.detach() if asked else ...
+
+
+def _epochs_cases(draw: Draw) -> Iterator[Case]:
+    if draw.junk or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
+        return
+    plain: dict[str, Any] = {"epochs": 3, "minibatch_size": draw.batch, "clip_range": 0.2}
+    changes: dict[str, dict[str, Any]] = {
+        "one epoch": {"epochs": 1},
+        "three epochs": {},
+        "one response per minibatch": {"minibatch_size": 1},
+        "another epsilon": {"clip_range": 0.1},
+    }
+    for note, change in changes.items():
+        logits, tokens = draw.logits(), draw.tokens()
+        yield draw.case(
+            note, logits=logits, tokens=tokens, mask=draw.mask,
+            old_log_probs=definitions.token_log_probs(logits, tokens),
+            advantages=draw.floats(draw.batch, draw.time),
+            **(plain | change), learning_rate=4.0,
+        )  # fmt: skip
+
+
+ppo_epochs = Check(
+    reference=solutions.ppo_epochs,
+    definition=definitions.ppo_epochs,
+    cases=_epochs_cases,
+    call=_call_epochs,
 )

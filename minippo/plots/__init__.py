@@ -26,6 +26,7 @@ from minippo.plots.clipping import (
     clip_or_penalty_panels,
     clipping,
     clipping_panels,
+    token_ratios,
 )
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
 from minippo.plots.controllers import KLController, kl_controller
@@ -129,6 +130,7 @@ __all__ = [
     "tidy",
     "token_microscope",
     "token_microscope_panels",
+    "token_ratios",
     "token_truth",
     "training_run",
     "training_run_panels",

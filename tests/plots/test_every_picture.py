@@ -63,6 +63,7 @@ def a_long_run(size=1.0):
 FIGURES = {
     "clipping": plots.clipping,
     "clipping_panels": plots.clipping_panels,
+    "token_ratios": lambda: plots.token_ratios(WORDS, torch.tensor([0.5, 1, 1.1, 3.0]), -1.0),
     "clip_or_penalty": plots.clip_or_penalty,
     "clip_or_penalty_panels": plots.clip_or_penalty_panels,
     "next_token": lambda: plots.next_token(LOGITS, WORDS),
