@@ -7,7 +7,7 @@ from typing import Any
 
 from IPython.display import display
 
-from minippo.checks.mistakes import Mistake
+from minippo.checks.mistakes import NOBODY, Mistake
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,6 +21,7 @@ class Result:
         mistakes: Catalogued mistakes that explain all observations; usually none or one.
         lines: Further lines of the report.
         finished: False while there is nothing to judge.
+        idea: Whether the idea is right, on clean float32 numbers; "right; not yet robust" is.
         function: The function checked.
         reference: minippo's.
     """
@@ -31,13 +32,9 @@ class Result:
     mistakes: tuple[Mistake, ...] = ()
     lines: tuple[str, ...] = ()
     finished: bool = True
+    idea: bool = False
     function: Callable[..., Any] | None = field(default=None, compare=False)
     reference: Callable[..., Any] | None = field(default=None, compare=False)
-
-    @property
-    def idea(self) -> bool:
-        """Whether the idea is right."""
-        return self.passed
 
     def use(self) -> Callable[..., Any]:
         """Show the verdict; return your function if its idea is right, minippo's until then.
@@ -69,7 +66,7 @@ class Result:
             parts = {
                 "What was done": mistake.what,
                 "In training": mistake.symptom,
-                "Seen in": mistake.source,
+                "Seen in": "" if mistake.source == NOBODY else mistake.source,
                 "Hint": mistake.hint,
             }
             pairs += [(label, text) for label, text in parts.items() if text]
@@ -83,7 +80,7 @@ class Result:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        mark, colour = ("✓", "#009E73") if self.passed else ("✗", "#D55E00")
+        mark, colour = ("✓", "#009E73") if self.idea else ("✗", "#D55E00")
         if not self.finished:
             mark, colour = "…", "#0072B2"
         style = f"border-left: 4px solid {colour}; padding: 0.3em 0.8em; margin: 0.3em 0"
