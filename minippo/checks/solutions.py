@@ -35,8 +35,17 @@ def sequence_ratio(
 
     Subtract first: a long response is so unlikely that float32 can represent neither p.
     """
-    log_ratio = log_probs.float() - old_log_probs.float()
+    log_ratio = log_probs.float() - old_log_probs.detach().float()
     return where(mask, log_ratio, 0.0).sum(1).exp()
+
+
+def effective_sample_size(log_ratios: Float[Tensor, " responses"]) -> Float[Tensor, ""]:
+    """(sum of w)^2 / sum of w^2: how many equally weighted responses would say as much.
+
+    w = exp(log-ratio), one per response. Only proportions count, so that shares do as well, and a
+    softmax makes them without overflow. Source: Kong 1992.
+    """
+    return 1 / log_ratios.float().softmax(0).square().sum()
 
 
 def entropy_bonus(

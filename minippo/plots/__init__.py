@@ -28,12 +28,13 @@ from minippo.plots.clipping import (
     clipping_panels,
 )
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
-from minippo.plots.controllers import KLController, kl_controller, kl_controller_panels
+from minippo.plots.controllers import KLController, kl_controller
 from minippo.plots.credit import Credit, credit, credit_panels, credit_rows, surprises, token_truth
 from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
     NextToken,
+    kl_estimators,
     kl_two_ways,
     kl_two_ways_panels,
     next_token,
@@ -56,7 +57,7 @@ from minippo.plots.rewards import (
 )
 from minippo.plots.runs import History, TrainingRun, health, training_run, training_run_panels
 from minippo.plots.seeds import each_seed, over_seeds
-from minippo.plots.simple import bars, lines
+from minippo.plots.simple import bars, lines, two_lines
 
 __all__ = [
     "COLOURS",
@@ -103,7 +104,7 @@ __all__ = [
     "grouped_bars",
     "health",
     "kl_controller",
-    "kl_controller_panels",
+    "kl_estimators",
     "kl_two_ways",
     "kl_two_ways_panels",
     "lines",
@@ -131,4 +132,5 @@ __all__ = [
     "token_truth",
     "training_run",
     "training_run_panels",
+    "two_lines",
 ]

@@ -114,6 +114,18 @@ def test_a_file_that_cannot_be_imported_is_left_alone_and_said():
     assert Path("my_ppo.py").read_text(encoding="utf-8") == "def gae(:\n"
 
 
+def test_in_a_block_the_names_are_minippos_and_yours_again_afterwards():
+    mine.begin()
+    checks.probability_ratio(written(RIGHT)).use()
+    from my_ppo import probability_ratio
+
+    names = {"probability_ratio": probability_ratio, "gae": 1, "other": 2}
+    with course.minippos(names):
+        assert names["probability_ratio"] is minippo.probability_ratio
+        assert (names["gae"], names["other"]) == (minippo.gae, 2)
+    assert names == {"probability_ratio": probability_ratio, "gae": 1, "other": 2}
+
+
 def test_the_file_is_graded_as_it_is():
     mine.begin()
     checks.probability_ratio(written(RIGHT)).use()

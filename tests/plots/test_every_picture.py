@@ -79,7 +79,7 @@ FIGURES = {
     "combined_loss": plots.combined_loss,
     "combined_loss_panels": plots.combined_loss_panels,
     "kl_controller": plots.kl_controller,
-    "kl_controller_panels": plots.kl_controller_panels,
+    "kl_estimators": plots.kl_estimators,
     "token_microscope": lambda: plots.token_microscope(long_records()),
     "token_microscope_panels": lambda: plots.token_microscope_panels(long_records()),
     "training_run": lambda: plots.training_run(a_long_run(), title="a run"),
