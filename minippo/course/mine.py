@@ -84,7 +84,7 @@ def keep(name: str, function: Callable[..., Any]) -> str:
 
 
 def _source(function: Callable[..., Any]) -> str:
-    """Return the source as written. inspect finds no file of a cell's class; its methods have one."""
+    """Return the source as written. inspect cannot find a class of a cell, but its methods."""
     methods = [m for m in vars(function).values() if inspect.isfunction(m)]
     if not (inspect.isclass(function) and methods):
         return inspect.getsource(function)
