@@ -10,8 +10,9 @@ import torch
 
 import minippo
 from minippo.checks import definitions, solutions
-from minippo.checks.engine.cases import Case, Draw, Nested
+from minippo.checks.engine.cases import Case, Draw, Nested, settings
 from minippo.checks.engine.check import Check
+from minippo.checks.log_probs import LARGE
 
 
 def _ensemble_cases(draw: Draw) -> Iterator[Case]:
@@ -40,7 +41,10 @@ def _ratio_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("the same policy", log_probs=same, old_log_probs=same, mask=draw.mask)
     # As unlikely as a long response: float32 represents no probability below exp(-103).
     far = [draw.token_floats(-128.0, -127.0) for _ in range(2)]
-    yield draw.case("far from likely", log_probs=far[0], old_log_probs=far[1], mask=draw.mask)
+    yield draw.case(
+        "far from likely", robust=True,
+        log_probs=far[0], old_log_probs=far[1], mask=draw.mask,
+    )  # fmt: skip
     yield draw.case(
         "in half precision", dtype="bfloat16", slopes=False,
         log_probs=draw.log_probs(), old_log_probs=draw.log_probs(), mask=draw.mask,
@@ -52,18 +56,40 @@ sequence_ratio = Check(
     definition=definitions.sequence_ratio,
     cases=_ratio_cases,
     slopes=("log_probs",),
+    no_slopes=("old_log_probs",),
+)
+
+
+def _weight_cases(draw: Draw) -> Iterator[Case]:
+    n = draw.vocab
+    for _ in range(3):
+        yield draw.case(log_ratios=draw.floats(n))
+    yield draw.case("all as likely as before", log_ratios=[0.0] * n)
+    yield draw.case("one response", log_ratios=draw.floats(1))
+    yield draw.case("one counts alone", log_ratios=[8.0, *draw.floats(n)])
+    for far in (60.0, -60.0):  # float32 holds exp(60), but not its square
+        away = [far + x for x in draw.floats(n)]
+        yield draw.case(f"log-ratios near {far:.0f}", robust=True, log_ratios=away)
+
+
+effective_sample_size = Check(
+    reference=solutions.effective_sample_size,
+    definition=definitions.effective_sample_size,
+    cases=_weight_cases,
 )
 
 
 def _entropy_cases(draw: Draw) -> Iterator[Case]:
     # A model's logits on padding are finite: no gradient is checked where they are NaN.
-    slopes = not draw.junk
+    slopes = draw.padding != "junk"
     for _ in range(2):
         yield draw.case(slopes=slopes, logits=draw.tokens_of(draw.logits()), mask=draw.mask)
     ruled_out = draw.logits()
     ruled_out[0][0][0] = -math.inf
     inputs = {"logits": draw.tokens_of(ruled_out), "mask": draw.mask}
-    yield draw.case("a token ruled out", slopes=slopes, **inputs)
+    if draw.time == 1:
+        yield draw.case(LARGE, robust=True, slopes=False, logits=[[[0.0] * 50257]], mask=draw.mask)
+    yield draw.case("a token ruled out", robust=True, slopes=slopes, **inputs)
     yield draw.case(
         "in half precision", dtype="bfloat16", slopes=False,
         logits=draw.tokens_of(draw.logits()), mask=draw.mask,
@@ -94,9 +120,11 @@ def _combined(
 
 
 def _combined_cases(draw: Draw) -> Iterator[Case]:
-    for c1, c2, c3 in ((0.5, 0.25, 2.0), (0.125, 1.5, 0.75), (0.5, 0.0, 0.0), (0.0, 0.5, 0.25)):
-        parts = {name: draw.floats(1, low=0.25) for name in PARTS}
-        yield draw.case(**parts, c1=c1, c2=c2, c3=c3)
+    for weights in [
+        {"c1": 0.0, "c2": 0.0, "c3": 0.0},
+        *settings({"c1": 0.5, "c2": 0.25, "c3": 2.0}, c1=0.125, c2=1.5, c3=0.75),
+    ]:
+        yield draw.case(**{name: draw.floats(1, low=0.25) for name in PARTS}, **weights)
     bad = {name: draw.floats(1, low=0.25) for name in PARTS} | {"policy_loss": [-1.5]}
     yield draw.case("a policy loss below 0", **bad, c1=0.5, c2=0.25, c3=2.0)
 
@@ -122,16 +150,31 @@ def _optimum_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("hardly any reward", ref_log_probs=reference(), rewards=draw.floats(n), beta=64)
     # Integers over a power of 2: exact in float32, and far beyond the range of exp.
     far = [float(r) for r in draw.random.sample(range(1 - n, n), n)]
-    yield draw.case("rewards / beta of 1000", ref_log_probs=reference(), rewards=far, beta=2**-9)
+    yield draw.case(
+        "rewards / beta of 1000", robust=True,
+        ref_log_probs=reference(), rewards=far, beta=2**-9,
+    )  # fmt: skip
     never = [-math.inf, *definitions.log_softmax(draw.floats(n - 1))]
     yield draw.case(
-        "a response that the reference never gives",
+        "a response that the reference never gives", robust=True,
         ref_log_probs=never, rewards=draw.floats(n), beta=0.5,
     )  # fmt: skip
 
 
 optimal_policy = Check(
     reference=solutions.optimal_policy, definition=definitions.optimal_policy, cases=_optimum_cases
+)
+
+
+def _truth_cases(draw: Draw) -> Iterator[Case]:
+    for _ in range(3):
+        yield draw.case(scores=draw.floats(draw.time + 1, draw.vocab))
+    ended = [draw.floats()] * draw.vocab
+    yield draw.case("nothing left to sample", scores=[*draw.floats(draw.time, draw.vocab), ended])
+
+
+token_truth = Check(
+    reference=solutions.token_truth, definition=definitions.token_truth, cases=_truth_cases
 )
 
 

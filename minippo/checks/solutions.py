@@ -36,8 +36,17 @@ def sequence_ratio(
 
     Subtract first: a long response is so unlikely that float32 can represent neither p.
     """
-    log_ratio = log_probs.float() - old_log_probs.float()
+    log_ratio = log_probs.float() - old_log_probs.detach().float()
     return where(mask, log_ratio, 0.0).sum(1).exp()
+
+
+def effective_sample_size(log_ratios: Float[Tensor, " responses"]) -> Float[Tensor, ""]:
+    """(sum of w)^2 / sum of w^2: how many equally weighted responses would say as much.
+
+    w = exp(log-ratio), one per response. Only proportions count, so that shares do as well, and a
+    softmax makes them without overflow. Source: Kong 1992.
+    """
+    return 1 / log_ratios.float().softmax(0).square().sum()
 
 
 def entropy_bonus(
@@ -72,6 +81,16 @@ def optimal_policy(
     No policy has a larger mean reward minus beta * KL(policy || reference).
     """
     return (ref_log_probs + rewards / beta).log_softmax(-1)
+
+
+def token_truth(scores: Float[Tensor, "places n"]) -> Float[Tensor, "3 time"]:
+    """What each token was worth: values before it, their standard errors, and its credit.
+
+    Row t of `scores` holds the scores of n continuations sampled after t tokens of one response.
+    """
+    values, n = scores.mean(1), scores.shape[1]
+    errors = scores.std(1) / n**0.5
+    return torch.stack([values[:-1], errors[:-1], values.diff()])
 
 
 def best_of_n_mean(

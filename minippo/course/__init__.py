@@ -1,6 +1,6 @@
 """What a lesson is made of: start, the student's file, texts by key, progress."""
 
-from minippo.course.mine import FUNCTIONS, whose
+from minippo.course.mine import FUNCTIONS, minippos, whose
 from minippo.course.progress import progress
 from minippo.course.start import start
 from minippo.course.told import reveal, show
@@ -11,4 +11,4 @@ STORY = (
     " The waiter was a little grumpy, but the ham was heavenly. It was worth every penny.",
 )
 
-__all__ = ["FUNCTIONS", "STORY", "progress", "reveal", "show", "start", "whose"]
+__all__ = ["FUNCTIONS", "STORY", "minippos", "progress", "reveal", "show", "start", "whose"]

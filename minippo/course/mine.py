@@ -4,6 +4,7 @@ It is ordinary Python. Whatever passes its check is added to it, with the source
 `MINIPPO_MINE=off` leaves it alone: `my_ppo` then holds minippo's functions only.
 """
 
+import ast
 import importlib
 import inspect
 import os
@@ -11,12 +12,14 @@ import re
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from minippo.checks.engine import result
+from minippo.checks.engine.contract import IMPORTS
 from minippo.grading.grade import grade
 
 # The functions of which one PPO step consists.
@@ -26,18 +29,8 @@ FUNCTIONS = (
     "kl_k1", "kl_k3", "shape_rewards", "AdaptiveKL", "combined_loss",
 )  # fmt: skip
 FILE = "my_ppo.py"
-HEADER = '''"""Your PPO: what passes its check is added below. Whatever is missing is minippo's."""
-
-import math
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from minippo import *
-from minippo.checks.solutions import *
-from minippo.rollout import evaluate, generate
-'''
+SAYS = '"""Your PPO: what passes its check is added below. Whatever is missing is minippo\'s."""'
+HEADER = f"{SAYS}\n\n{IMPORTS}"
 
 
 def begin() -> str:
@@ -71,7 +64,7 @@ def _without_a_file() -> None:
 def keep(name: str, function: Callable[..., Any]) -> str:
     """Add a function to the file, if the file then still works in a process of its own."""
     try:
-        source = textwrap.dedent(inspect.getsource(function)).strip()
+        source = textwrap.dedent(_source(function)).strip()
     except (OSError, TypeError):
         source = ""
     if not re.match(r"(@|def |class )", source):
@@ -83,10 +76,21 @@ def keep(name: str, function: Callable[..., Any]) -> str:
         trial.write_text(after, encoding="utf-8")
         (verdict,) = grade(trial, tasks=[name]).results
     if not verdict.idea:
-        return f"not added to {FILE}, where it has to work by itself: {verdict.headline}"
+        said = " ".join([verdict.headline, *verdict.lines[:2]])  # with the line and its error
+        return f"not added to {FILE}, where it has to work by itself: {said}"
     Path(FILE).write_text(after, encoding="utf-8")
     begin()
     return f"added to {FILE}"
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """Return the source as written. inspect cannot find a class of a cell, but its methods."""
+    methods = [m for m in vars(function).values() if inspect.isfunction(m)]
+    if not (inspect.isclass(function) and methods):
+        return inspect.getsource(function)
+    cell = "".join(inspect.findsource(methods[0])[0])
+    found = [n for n in ast.parse(cell).body if getattr(n, "name", "") == function.__name__]
+    return ast.get_source_segment(cell, found[-1]) or "" if found else ""
 
 
 def _with(text: str, name: str, source: str) -> str:
@@ -105,3 +109,16 @@ def whose(names: Sequence[str] = FUNCTIONS) -> str:
     theirs = [name for name in names if getattr(module, name).__module__ != "my_ppo"]
     said = f"{len(names)} functions: {len(names) - len(theirs)} yours, {len(theirs)} minippo's"
     return f"{said} ({', '.join(theirs)})" if 0 < len(theirs) < len(names) else said
+
+
+@contextmanager
+def minippos(namespace: dict[str, Any]) -> Iterator[None]:
+    """In a notebook's `globals()`, make FUNCTIONS minippo's within a block, then yours again."""
+    yours = {name: namespace[name] for name in FUNCTIONS if name in namespace}
+    ours = dict[str, Any]()
+    exec(HEADER, ours)
+    namespace.update({name: ours[name] for name in yours})
+    try:
+        yield
+    finally:
+        namespace.update(yours)

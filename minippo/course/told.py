@@ -48,7 +48,7 @@ class _Folded:
         self.text, self.label = text, label
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        page = f"<pre>{html.escape(self.text)}</pre>"
+        page = f"<pre style='font-family: monospace'>{html.escape(self.text)}</pre>"
         return {"text/plain": self.text, "text/html": plots.folded(page, self.label)}
 
 

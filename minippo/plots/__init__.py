@@ -29,12 +29,13 @@ from minippo.plots.clipping import (
     token_ratios,
 )
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
-from minippo.plots.controllers import KLController, kl_controller, kl_controller_panels
-from minippo.plots.credit import Credit, credit, credit_panels
+from minippo.plots.controllers import KLController, kl_controller
+from minippo.plots.credit import Credit, credit, credit_panels, credit_rows, surprises, token_truth
 from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
     NextToken,
+    kl_estimators,
     kl_two_ways,
     kl_two_ways_panels,
     next_token,
@@ -57,7 +58,7 @@ from minippo.plots.rewards import (
 )
 from minippo.plots.runs import History, TrainingRun, health, training_run, training_run_panels
 from minippo.plots.seeds import each_seed, over_seeds
-from minippo.plots.simple import bars, lines
+from minippo.plots.simple import bars, lines, two_lines
 
 __all__ = [
     "COLOURS",
@@ -97,13 +98,14 @@ __all__ = [
     "combined_loss_panels",
     "credit",
     "credit_panels",
+    "credit_rows",
     "each_seed",
     "folded",
     "frontier",
     "grouped_bars",
     "health",
     "kl_controller",
-    "kl_controller_panels",
+    "kl_estimators",
     "kl_two_ways",
     "kl_two_ways_panels",
     "lines",
@@ -122,12 +124,15 @@ __all__ = [
     "replay",
     "replay_panels",
     "show",
+    "surprises",
     "symptom_table",
     "symptoms",
     "tidy",
     "token_microscope",
     "token_microscope_panels",
     "token_ratios",
+    "token_truth",
     "training_run",
     "training_run_panels",
+    "two_lines",
 ]

@@ -44,6 +44,31 @@ def lines(
     return figure
 
 
+def two_lines(
+    series: Mapping[str, tuple[Numbers, Numbers]],
+    *,
+    x: str,
+    y: tuple[str, str],
+    marks: Mapping[str, float] | None = None,
+    log: tuple[bool, bool] = (False, False),
+) -> Figure:
+    """Plot two quantities of each series over steps 1, 2, 3, … side by side.
+
+    What to see: how one follows the other. `marks` names horizontal lines in the left panel; `log`
+    makes an axis logarithmic.
+    """
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for k, axes in enumerate(figure.subplots(1, 2)):
+        for (name, pair), (colour, _, style) in zip(series.items(), LOOKS, strict=False):
+            axes.plot(range(1, len(pair[k]) + 1), pair[k], style, color=colour, lw=2, label=name)
+        for name, height in (marks or {}).items() if k == 0 else ():
+            axes.axhline(height, color=LINE, ls=":", lw=1.5, label=name)
+        axes.set_yscale("log" if log[k] else "linear")
+        tidy(axes, x=x, y=y[k])
+    figure.axes[0].legend(fontsize=9)
+    return figure
+
+
 def bars(
     values: Mapping[str, float],
     *,

@@ -2,7 +2,7 @@
 
 They use only core ipywidgets (7.7 and 8), so JupyterLab, Notebook 7, VS Code and Colab can show
 them. There is no mathematics here: a slider moves a picture, and the picture calls minippo's
-functions. Each has a `_panels` twin in `plots` for readers without a kernel.
+functions. Most have a `_panels` twin in `plots` for readers without a kernel.
 """
 
 from minippo.widgets._explorer import Explorer, Question, ask

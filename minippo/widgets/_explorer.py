@@ -46,13 +46,16 @@ class Question(Widget):
     def __repr__(self) -> str:
         return "\n".join([f"What would you expect? {self.asks}", *(f"- {x}" for x in self.options)])
 
-    def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
-        """Without a kernel: the question, with the answer folded."""
+    @property
+    def page(self) -> str:
+        """What is shown without a kernel: the question, with the answer folded."""
         asks, right, explains = map(html.escape, (self.asks, self.right, self.explains))
         options = "".join(f"<li>{html.escape(option)}</li>" for option in self.options)
         page = f"<p><b>What would you expect?</b> {asks}</p><ul>{options}</ul>"
-        page += folded(f"<p>{right}. {explains}</p>", "The answer")
-        return super()._repr_mimebundle_(**more) | {"text/html": page}
+        return page + folded(f"<p>{right}. {explains}</p>", "The answer")
+
+    def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
+        return super()._repr_mimebundle_(**more) | {"text/html": self.page}
 
 
 def ask(key: str) -> Question:
@@ -112,6 +115,10 @@ class Explorer(Widget):
         self.sentence = self.picture.move(**self.settings)
         self.image.value = self.picture.png()
         self.text.value = f"<p role='status'>{html.escape(self.sentence)}</p>"
+
+    def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
+        shown = super()._repr_mimebundle_(**more)
+        return shown | ({"text/html": self.question.page} if self.question else {})
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.sentence}"

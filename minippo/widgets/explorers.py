@@ -128,13 +128,13 @@ def token_microscope(records: Sequence[Mapping[str, Any]], *, question: Asked = 
     """
     picture = plots.TokenMicroscope(records)
     wide = {"style": {"description_width": "9em"}, "layout": {"width": "32em"}}
-    controls = {
-        "step": _choice("step", picture.steps, picture.steps[-1]),
-        "quantity": ipywidgets.Dropdown(
-            options=list(plots.QUANTITIES), description="colour", **wide
-        ),
-        "prompt": ipywidgets.Dropdown(options=picture.prompts, description="prompt", **wide),
-    }
+    controls: dict[str, Any] = {"step": _choice("step", picture.steps, picture.steps[-1])}
+    for name, label, options in (
+        ("quantity", "colour", picture.quantities),
+        ("prompt", "prompt", picture.prompts),
+    ):
+        if len(options) > 1:
+            controls[name] = ipywidgets.Dropdown(options=options, description=label, **wide)
     return Explorer("token_microscope", picture, controls, question=question)
 
 

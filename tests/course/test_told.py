@@ -77,9 +77,8 @@ def test_revealed_lines_are_folded_and_stay_whole_for_those_who_compare(monkeypa
     course.reveal("ratio <1>", 2.5, label="By how much")
     bundle = shown[0]._repr_mimebundle_()
     assert bundle["text/plain"] == "ratio <1>\n2.5"
-    assert bundle["text/html"] == (
-        "<details><summary>By how much</summary><pre>ratio &lt;1&gt;\n2.5</pre></details>"
-    )
+    lines = "<pre style='font-family: monospace'>ratio &lt;1&gt;\n2.5</pre>"  # columns stay columns
+    assert bundle["text/html"] == f"<details><summary>By how much</summary>{lines}</details>"
 
 
 def test_every_text_of_the_lessons_is_whole():

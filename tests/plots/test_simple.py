@@ -21,6 +21,19 @@ def test_each_line_is_a_series_over_its_places_and_a_mark_is_level():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "gold")
 
 
+def test_two_quantities_of_a_series_are_side_by_side_and_a_mark_is_on_the_left():
+    figure = plots.two_lines(
+        {"mine": ([1.0, 2.0], [0.1, 0.2]), "null": ([3.0, 4.0], [0.1, 0.1])},
+        x="step", y=("KL", "beta"), marks={"target": 1.5}, log=(False, True),
+    )  # fmt: skip
+    left, right = figure.axes
+    assert [list(line.get_ydata()) for line in left.lines] == [[1, 2], [3, 4], [1.5, 1.5]]
+    assert [list(line.get_ydata()) for line in right.lines] == [[0.1, 0.2], [0.1, 0.1]]
+    assert list(left.lines[0].get_xdata()) == [1, 2]
+    assert (left.get_ylabel(), right.get_ylabel()) == ("KL", "beta")
+    assert (left.get_yscale(), right.get_yscale()) == ("linear", "log")
+
+
 def test_each_bar_has_its_number_its_error_and_its_place_from_the_top():
     figure = plots.bars({"a": 0.5, "b": -2.0}, x="nats", errors={"b": 0.25}, marks={"null": 1.0})
     (axes,) = figure.axes
@@ -40,6 +53,6 @@ def test_each_bar_has_its_number_its_error_and_its_place_from_the_top():
         (lambda: plots.bars({}, x=""), "bars: values must hold at least one number"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(draw, said):
+def test_series_that_cannot_be_drawn_are_refused(draw, said):
     with pytest.raises(ValueError, match=said):
         draw()

@@ -16,12 +16,16 @@ from minippo.checks.engine.cases import Case
 
 FOLDER = Path(__file__).parents[1] / "contracts"
 KINDS = ("write", "build", "fix", "derive", "read")
-HEADER = """import math
+IMPORTS = """import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from minippo import *
-"""
+from minippo.checks.solutions import *
+from minippo.rollout import evaluate, generate
+"""  # what a snippet, and a student's file, may use
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ class Contract:
         return f"{self.stub.strip()}\n\n\n{self.name} = checks.{self.name}(my_{self.name}).use()"
 
     def run(self, code: str) -> Callable[..., Any]:
-        """Execute a snippet as if in a notebook and return the function it defines."""
+        """Execute a snippet as if in a student's file and return the function it defines."""
         names: dict[str, Any] = {}
-        exec(HEADER + code, names)
+        exec(IMPORTS + code, names)
         return names[f"my_{self.name}"]
 
     def case(self) -> Case:
