@@ -60,28 +60,11 @@ def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: T
 
 
 @flawed(
-<<<<<<< HEAD
-    "maximum instead of minimum",
-    OBJECTIVE,
-    "no clip",
-    "clipped above only",
-    "clipped below only",
-    "clipped in log space",
-    "clip without minimum",
-    "minimum before the advantage",
-    "product clipped",
-    "band around zero",
-    "epsilon always 0.2",
-    ATTACHED,
-    "gradient cut",
-)
-=======
     "maximum instead of minimum", OBJECTIVE, "no clip", "clipped above only", "clipped below only",
     "clipped in log space", "clip without minimum", "minimum before the advantage",
     "product clipped", "band around zero", ATTACHED, "gradient cut",
     "clip range hard-coded",
 )  # fmt: skip
->>>>>>> student
 def clipped_surrogate(
     flags: frozenset[str],
     ratio: Tensor,
@@ -91,11 +74,7 @@ def clipped_surrogate(
     dual_clip: float | None = None,
 ) -> Tensor:
     """-min(r * A, clip(r) * A)."""
-<<<<<<< HEAD
-    clip_range = 0.2 if "epsilon always 0.2" in flags else clip_range
-=======
     clip_range = 0.2 if "clip range hard-coded" in flags else clip_range
->>>>>>> student
     r, low, high, advantages = ratio, 1 - clip_range, 1 + clip_range, _data(advantages, flags)
     if "band around zero" in flags:
         low, high = -clip_range, clip_range
