@@ -27,7 +27,9 @@ from minippo.checks.exercises import (
     first_ratio_error,
     mean_minus_variance,
     optimal_policy,
+    ppo_epochs,
     sequence_ratio,
+    token_truth,
 )
 from minippo.checks.hacking import best_of_n_mean, distinct_n
 from minippo.checks.kl import AdaptiveKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
@@ -52,7 +54,7 @@ _MATHEMATICS = (
     shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
     group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio,
     effective_sample_size, entropy_bonus, combined_loss, optimal_policy, best_of_n_mean, distinct_n,
-    training_memory, learning_rates, accumulated_loss, first_ratio_error,
+    training_memory, learning_rates, accumulated_loss, first_ratio_error, token_truth, ppo_epochs,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, so load on demand
 

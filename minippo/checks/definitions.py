@@ -409,6 +409,17 @@ def optimal_policy(ref_log_probs: Row, rewards: Row, beta: float) -> Row:
     return [x - max(logs) - math.log(total) for x in logs]
 
 
+def token_truth(scores: Rows) -> Rows:
+    """scores[tokens written][continuation]: value, standard error and credit of each token."""
+    means, errors = Row(), Row()
+    for row in scores:
+        n = len(row)
+        means.append(sum(row) / n)
+        errors.append(math.sqrt(sum((x - means[-1]) ** 2 for x in row) / (n - 1) / n))
+    credit = [means[i + 1] - means[i] for i in range(len(means) - 1)]
+    return [means[:-1], errors[:-1], credit]
+
+
 def best_of_n_mean(proxy: Row, gold: Row, n: int) -> float:
     """Mean gold reward of the response with the highest proxy, over all sets of n responses."""
     sets = itertools.combinations(range(len(proxy)), n)
@@ -505,6 +516,42 @@ def ppo_update(
         step = learning_rate * min(1.0, max_grad_norm / norm)
         weights = _moved(weights, slopes, step)
     return leaves(weights)
+
+
+def ppo_epochs(
+    logits: list[Rows],
+    tokens: list[list[int]],
+    mask: Mask,
+    old_log_probs: Rows,
+    advantages: Rows,
+    epochs: int,
+    minibatch_size: int,
+    clip_range: float,
+    learning_rate: float,
+) -> list[Rows]:
+    """Logits of a table policy after some epochs of gradient descent with the clip.
+
+    Rows share no weights, so with one row per step, or with all, their order does not matter.
+    """
+    table = copy.deepcopy(logits)
+    for _ in range(epochs):
+        for first in range(0, len(table), minibatch_size):
+            part = slice(first, first + minibatch_size)
+
+            def loss(x: list[Rows], part: slice = part) -> float:
+                now = token_log_probs(x, tokens[part])
+                rows = zip(now, old_log_probs[part], advantages[part], strict=True)
+                losses = [
+                    [
+                        clipped_surrogate(probability_ratio(a, b), c, clip_range, clip_range)
+                        for a, b, c in zip(*row, strict=True)
+                    ]
+                    for row in rows
+                ]
+                return masked_mean(losses, mask[part])
+
+            table[part] = _moved(table[part], gradient(loss, table[part]), learning_rate)
+    return table
 
 
 def leaves(x: Any) -> Row:

@@ -2,8 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
+import torch
+
+import minippo
 from minippo.checks import definitions, solutions
 from minippo.checks.engine.cases import Case, Draw, Nested, settings
 from minippo.checks.engine.check import Check
@@ -64,7 +69,7 @@ def _weight_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("one counts alone", log_ratios=[8.0, *draw.floats(n)])
     for far in (60.0, -60.0):  # float32 holds exp(60), but not its square
         away = [far + x for x in draw.floats(n)]
-        yield draw.case(f"log-ratios near {far:.0f}", log_ratios=away)
+        yield draw.case(f"log-ratios near {far:.0f}", robust=True, log_ratios=away)
 
 
 effective_sample_size = Check(
@@ -161,6 +166,18 @@ optimal_policy = Check(
 )
 
 
+def _truth_cases(draw: Draw) -> Iterator[Case]:
+    for _ in range(3):
+        yield draw.case(scores=draw.floats(draw.time + 1, draw.vocab))
+    ended = [draw.floats()] * draw.vocab
+    yield draw.case("nothing left to sample", scores=[*draw.floats(draw.time, draw.vocab), ended])
+
+
+token_truth = Check(
+    reference=solutions.token_truth, definition=definitions.token_truth, cases=_truth_cases
+)
+
+
 def _accumulated_cases(draw: Draw) -> Iterator[Case]:
     def parts(low: float = -2.0) -> dict[str, Nested]:
         """Draw `vocab` micro-batches, each with different lengths."""
@@ -218,4 +235,61 @@ first_ratio_error = Check(
     reference=solutions.first_ratio_error,
     definition=definitions.first_ratio_error,
     cases=_error_cases,
+)
+
+
+def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Train a table of logits by plain gradient descent; return the table."""
+    table = inputs["logits"].clone().requires_grad_()
+    asked = list[Any]()
+
+    def new_log_probs(rows: Any) -> torch.Tensor:
+        asked.append(rows)
+        return minippo.token_log_probs(table[rows], inputs["tokens"][rows])
+
+    # In the order of the rows: a mistake may depend on the order, and is then still known.
+    torch_order, order = patch("torch.randperm", torch.arange), patch("random.shuffle")
+    with torch_order, order, torch.random.fork_rng(devices=[]):
+        try:
+            function(
+                new_log_probs,
+                partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]),
+                torch.optim.SGD([table], lr=inputs["learning_rate"]),
+                inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
+                epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
+            )  # fmt: skip
+        except RuntimeError as error:
+            if "a second time" in str(error):
+                says = "backward met log-probs that were measured before the last step"
+                raise RuntimeError(f"{says}: ask new_log_probs for each minibatch") from None
+            raise
+    return table.detach() if asked else ...
+
+
+def _epochs_cases(draw: Draw) -> Iterator[Case]:
+    if draw.padding != "numbers" or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
+        return
+    plain: dict[str, Any] = {"epochs": 2, "minibatch_size": draw.batch, "clip_range": 0.2}
+    changes: dict[str, dict[str, Any]] = {
+        "two epochs": {},
+        "one epoch": {"epochs": 1},
+        "three epochs": {"epochs": 3},
+        "one response per minibatch": {"minibatch_size": 1},
+        "another epsilon": {"clip_range": 0.1},
+    }
+    for note, change in changes.items():
+        logits, tokens = draw.logits(), draw.tokens()
+        yield draw.case(
+            note, logits=logits, tokens=tokens, mask=draw.mask,
+            old_log_probs=definitions.token_log_probs(logits, tokens),
+            advantages=draw.floats(draw.batch, draw.time),
+            **(plain | change), learning_rate=4.0,
+        )  # fmt: skip
+
+
+ppo_epochs = Check(
+    reference=solutions.ppo_epochs,
+    definition=definitions.ppo_epochs,
+    cases=_epochs_cases,
+    call=_call_epochs,
 )

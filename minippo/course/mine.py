@@ -4,6 +4,7 @@ It is ordinary Python. Whatever passes its check is added to it, with the source
 `MINIPPO_MINE=off` leaves it alone: `my_ppo` then holds minippo's functions only.
 """
 
+import ast
 import importlib
 import inspect
 import os
@@ -63,7 +64,7 @@ def _without_a_file() -> None:
 def keep(name: str, function: Callable[..., Any]) -> str:
     """Add a function to the file, if the file then still works in a process of its own."""
     try:
-        source = textwrap.dedent(inspect.getsource(function)).strip()
+        source = textwrap.dedent(_source(function)).strip()
     except (OSError, TypeError):
         source = ""
     if not re.match(r"(@|def |class )", source):
@@ -80,6 +81,16 @@ def keep(name: str, function: Callable[..., Any]) -> str:
     Path(FILE).write_text(after, encoding="utf-8")
     begin()
     return f"added to {FILE}"
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """Return the source as written. inspect cannot find a class of a cell, but its methods."""
+    methods = [m for m in vars(function).values() if inspect.isfunction(m)]
+    if not (inspect.isclass(function) and methods):
+        return inspect.getsource(function)
+    cell = "".join(inspect.findsource(methods[0])[0])
+    found = [n for n in ast.parse(cell).body if getattr(n, "name", "") == function.__name__]
+    return ast.get_source_segment(cell, found[-1]) or "" if found else ""
 
 
 def _with(text: str, name: str, source: str) -> str:

@@ -26,10 +26,11 @@ from minippo.plots.clipping import (
     clip_or_penalty_panels,
     clipping,
     clipping_panels,
+    token_ratios,
 )
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
 from minippo.plots.controllers import KLController, kl_controller
-from minippo.plots.credit import Credit, credit, credit_panels
+from minippo.plots.credit import Credit, credit, credit_panels, credit_rows, surprises, token_truth
 from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
@@ -97,6 +98,7 @@ __all__ = [
     "combined_loss_panels",
     "credit",
     "credit_panels",
+    "credit_rows",
     "each_seed",
     "folded",
     "frontier",
@@ -122,11 +124,14 @@ __all__ = [
     "replay",
     "replay_panels",
     "show",
+    "surprises",
     "symptom_table",
     "symptoms",
     "tidy",
     "token_microscope",
     "token_microscope_panels",
+    "token_ratios",
+    "token_truth",
     "training_run",
     "training_run_panels",
     "two_lines",

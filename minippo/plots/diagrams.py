@@ -247,7 +247,7 @@ class PPOStep(Diagram):
         [(4 + WIDE / 2, 4), (4.75, 4), (4.75, -0.5), (1, -0.5), (1, -HIGH / 2)],
     ]
     BANDS: ClassVar = {
-        "collect": (-0.5, -0.78, 4.9, 1.42, "collect: once a rollout"),
+        "collect": (-0.5, -0.78, 4.9, 1.42, "collect: once per rollout"),
         "credit": (-0.5, 1.46, 4.9, 2.42, "credit"),
         "learn": (-0.5, 2.46, 4.9, 4.45, "learn"),
     }

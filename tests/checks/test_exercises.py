@@ -20,7 +20,7 @@ from minippo.worlds.enumerable import optimum, responses
 pytestmark = pytest.mark.usefixtures("without_hook")
 NAMES = [
     "mean_minus_variance", "sequence_ratio", "entropy_bonus", "combined_loss", "optimal_policy",
-    "accumulated_loss", "first_ratio_error", "effective_sample_size",
+    "accumulated_loss", "first_ratio_error", "effective_sample_size", "token_truth",
 ]  # fmt: skip
 
 
@@ -59,6 +59,13 @@ def test_solutions_of_exercises_by_hand():
 
     count = solutions.effective_sample_size(tensor([1.0, 3.0]).log())
     assert count.item() == pytest.approx((1 + 3) ** 2 / (1 + 9))
+
+
+def test_the_truth_at_every_token_by_hand():
+    # Means 1, 2, 4; deviations sqrt(2) of two numbers, so the means are uncertain by 1.
+    scores = tensor([[0.0, 2.0], [1.0, 3.0], [4.0, 4.0]])
+    found = solutions.token_truth(scores)
+    assert found.tolist() == [[1.0, 2.0], pytest.approx([1.0, 1.0]), [1.0, 2.0]]
 
 
 def test_solutions_of_exercises_agree_with_the_package():

@@ -11,6 +11,7 @@ import pytest
 import minippo
 from minippo import checks, course
 from minippo.checks.engine import result
+from minippo.checks.engine.contract import contract
 from minippo.course import mine
 
 RIGHT = """
@@ -47,7 +48,7 @@ def test_a_lesson_makes_the_file_and_its_functions_are_minippos():
     assert response_mask is checks.CHECKS["response_mask"].reference
 
 
-def test_what_passes_is_added_as_written_and_is_used_from_then_on(capsys):
+def test_a_function_that_passes_is_added_as_written_and_used_from_then_on(capsys):
     mine.begin()
     function = written(RIGHT)
     assert checks.probability_ratio(function).use() is function
@@ -59,6 +60,18 @@ def test_what_passes_is_added_as_written_and_is_used_from_then_on(capsys):
     assert course.whose() == "17 functions: 1 yours, 16 minippo's " + (
         f"({', '.join(n for n in course.FUNCTIONS if n != 'probability_ratio')})"
     )
+
+
+def test_a_class_is_kept_as_written_too(capsys):
+    mine.begin()
+    source = contract("AdaptiveKL").solution.strip()
+    controller = written(f"RATE = 1\n\n{source}\n\n\nprint(RATE)\n", __name__="__main__")
+    assert checks.AdaptiveKL(controller).use() is controller
+    assert "added to my_ppo.py" in capsys.readouterr().out
+    from my_ppo import AdaptiveKL
+
+    assert AdaptiveKL.__module__ == "my_ppo"
+    assert source in Path("my_ppo.py").read_text(encoding="utf-8")
 
 
 def test_a_second_answer_replaces_the_first():

@@ -63,6 +63,7 @@ def a_long_run(size=1.0):
 FIGURES = {
     "clipping": plots.clipping,
     "clipping_panels": plots.clipping_panels,
+    "token_ratios": lambda: plots.token_ratios(WORDS, torch.tensor([0.5, 1, 1.1, 3.0]), -1.0),
     "clip_or_penalty": plots.clip_or_penalty,
     "clip_or_penalty_panels": plots.clip_or_penalty_panels,
     "next_token": lambda: plots.next_token(LOGITS, WORDS),
@@ -73,6 +74,9 @@ FIGURES = {
     "credit_panels": lambda: plots.credit_panels(RESPONSE, REWARDS, VALUES),
     "credit of a long response": lambda: plots.credit(*a_long_response()),
     "credit_panels of a long response": lambda: plots.credit_panels(*a_long_response()),
+    "credit_rows": lambda: plots.credit_rows(RESPONSE, {"measured": REWARDS, "guessed": VALUES}),
+    "surprises": lambda: plots.surprises(RESPONSE, VALUES, 1.0),
+    "token_truth": lambda: plots.token_truth(RESPONSE, VALUES, VALUES / 9, 1.0, {"guess": REWARDS}),
     "combined_loss": plots.combined_loss,
     "combined_loss_panels": plots.combined_loss_panels,
     "kl_controller": plots.kl_controller,

@@ -135,8 +135,8 @@ def gae(
     if "whitened" in flags:
         mean, sd = advantages[mask].mean(), advantages[mask].var(correction=0).add(1e-8).sqrt()
         advantages = (advantages - mean) / sd
-    if UNMASKED in flags:  # the loop has not touched the padding
-        return where(mask, advantages, rewards - values)
+    if UNMASKED in flags:  # from the right, the loop has not touched the padding
+        return advantages if forwards else where(mask, advantages, rewards - values)
     return _masked(flags, advantages, mask)
 
 

@@ -1,5 +1,7 @@
 """Mistakes about exercises whose solutions minippo does not use itself."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, where
 
@@ -208,3 +210,78 @@ def effective_sample_size(flags: frozenset[str], log_ratios: Tensor) -> Tensor:
         found = torch.distributions.Categorical(logits=log_ratios).entropy().exp()
     found = found / (len(w) if "share for number" in flags else 1)
     return 1 / found if "upside down" in flags else found
+
+
+@flawed(
+    "sum for the mean",
+    "standard deviation for the standard error",
+    "population deviation",
+    "variance of the mean",
+    "credit of the token before",
+    "step turned round",
+    "truth of the continuations",
+)
+def token_truth(flags: frozenset[str], scores: Tensor) -> Tensor:
+    """Means of the rows, their standard errors, and the steps between them."""
+    dim = 0 if "truth of the continuations" in flags else 1
+    n = scores.shape[dim]
+    values = scores.sum(dim) if "sum for the mean" in flags else scores.mean(dim)
+    errors = scores.std(dim, correction=0 if "population deviation" in flags else 1)
+    if "standard deviation for the standard error" not in flags:
+        errors = errors / n**0.5
+    errors = errors.square() if "variance of the mean" in flags else errors
+    steps = values[1:] - values[:-1]
+    if "credit of the token before" in flags:
+        steps = torch.cat([torch.zeros_like(steps[:1]), steps[:-1]])
+    steps = -steps if "step turned round" in flags else steps
+    return torch.stack([values[:-1], errors[:-1], steps])
+
+
+@flawed(
+    "log-probs measured once",
+    "old log-probs measured again",
+    "padding counted",
+    "gradients pile up",
+    "one epoch only",
+    "whole batch in each step",
+    "sum instead of mean",
+    "advantages not given",
+    "step forgotten",
+    "log-ratio instead of ratio",
+)
+def ppo_epochs(
+    flags: frozenset[str],
+    new_log_probs: Callable[[Tensor], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    epochs: int,
+    minibatch_size: int,
+) -> None:
+    """Epochs over minibatches: ratio, loss, mean over real tokens, one step for each."""
+    everything = torch.arange(len(mask))
+    stale = new_log_probs(everything)
+    counted = torch.ones_like(mask) if "padding counted" in flags else mask
+    for _ in range(1 if "one epoch only" in flags else epochs):
+        if "old log-probs measured again" in flags:
+            old_log_probs = new_log_probs(everything).detach()
+        for rows in everything.split(minibatch_size):
+            rows = everything if "whole batch in each step" in flags else rows
+            new = stale[rows] if "log-probs measured once" in flags else new_log_probs(rows)
+            factor = advantages[rows]
+            if "advantages not given" in flags:
+                factor = torch.ones_like(factor)
+            ratio = new - old_log_probs[rows]
+            ratio = ratio if "log-ratio instead of ratio" in flags else ratio.exp()
+            losses = loss(ratio, factor)
+            total = where(counted[rows], losses, 0.0).sum()
+            if "sum instead of mean" not in flags:
+                total = total / counted[rows].sum()
+            if "gradients pile up" not in flags:
+                optimizer.zero_grad()
+            total.backward(retain_graph="log-probs measured once" in flags)
+            if "step forgotten" not in flags:
+                optimizer.step()

@@ -122,6 +122,9 @@ def _value_loss(
     "gradients cleared before the step", "gradients clipped one by one", "value head not clipped",
     "gradients not clipped", "KL not paid", "KL paid at the end", "KL rewarded",
     "score on every token", "one epoch only", "advantages anew in every epoch", "lambda ignored",
+    "policy loss not negated", "ratio to the reference", "no clip",
+    "values of the rollout", "values not clipped", "value loss subtracted", "c1 forgotten",
+    "padding counted", "mean over padding", "sum instead of mean",
 )  # fmt: skip
 def ppo_update(
     flags: frozenset[str], policy: Any, optimizer: Any, rollout: Any, config: Any
@@ -138,7 +141,7 @@ def ppo_update(
             advantages, returns = _credit(flags, rollout, values, config)
         if "gradients pile up" not in flags:
             optimizer.zero_grad()
-        ppo_loss(frozenset(), policy, batch, advantages, returns, config).backward()
+        ppo_loss(flags, policy, batch, advantages, returns, config).backward()
         clipped = list(policy.parameters())
         if "value head not clipped" in flags:
             clipped = [p for name, p in policy.named_parameters() if "value" not in name]
