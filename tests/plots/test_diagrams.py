@@ -135,7 +135,7 @@ def test_each_lesson_adds_its_boxes_until_nothing_is_missing():
         "rewards r, advantages A, returns G, value loss, clipped loss, entropy, loss, "
         "gradient step."
     )
-    assert "the 7 that lessons 00 to 05 build are filled, the 12" in shown["05"].alt
+    assert "After lesson 05, 7 are filled and 12 are dashed." in shown["05"].alt
     assert shown["11"].caption.endswith("Missing: gradient step.")
     assert shown["12"].caption.endswith("gradient step. Missing: nothing.")
     assert shown["12"].png != shown["11"].png
