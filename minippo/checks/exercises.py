@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -246,24 +247,33 @@ def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         asked.append(rows)
         return minippo.token_log_probs(table[rows], inputs["tokens"][rows])
 
-    with torch.random.fork_rng(devices=[]):  # shuffling is asked for
-        function(
-            new_log_probs,
-            partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]),
-            torch.optim.SGD([table], lr=inputs["learning_rate"]),
-            inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
-            epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
-        )  # fmt: skip
+    # In the order of the rows: a mistake may depend on the order, and is then still known.
+    torch_order, order = patch("torch.randperm", torch.arange), patch("random.shuffle")
+    with torch_order, order, torch.random.fork_rng(devices=[]):
+        try:
+            function(
+                new_log_probs,
+                partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]),
+                torch.optim.SGD([table], lr=inputs["learning_rate"]),
+                inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
+                epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
+            )  # fmt: skip
+        except RuntimeError as error:
+            if "a second time" in str(error):
+                says = "backward met log-probs that were measured before the last step"
+                raise RuntimeError(f"{says}: ask new_log_probs for each minibatch") from None
+            raise
     return table.detach() if asked else ...
 
 
 def _epochs_cases(draw: Draw) -> Iterator[Case]:
-    if draw.junk or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
+    if draw.padding != "numbers" or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
         return
-    plain: dict[str, Any] = {"epochs": 3, "minibatch_size": draw.batch, "clip_range": 0.2}
+    plain: dict[str, Any] = {"epochs": 2, "minibatch_size": draw.batch, "clip_range": 0.2}
     changes: dict[str, dict[str, Any]] = {
+        "two epochs": {},
         "one epoch": {"epochs": 1},
-        "three epochs": {},
+        "three epochs": {"epochs": 3},
         "one response per minibatch": {"minibatch_size": 1},
         "another epsilon": {"clip_range": 0.1},
     }

@@ -30,8 +30,8 @@ def progress(lesson: str) -> plots.Shown:
     have = [box for number, boxes in BUILT.items() if number <= lesson for box in boxes]
     missing = [box for box in plots.PPOStep.BOXES if box not in have]
     alt = (
-        f"One PPO step in boxes and arrows: the {len(have)} that lessons 00 to {lesson} build are "
-        f"filled, the {len(missing)} that are missing are dashed."
+        f"One PPO step in boxes and arrows. After lesson {lesson}, {len(have)} are filled and "
+        f"{len(missing)} are dashed."
     )
     caption = f"You have: {_words(have)}. Missing: {_words(missing) or 'nothing'}."
     return plots.show(plots.ppo_step(have=have), alt=alt, caption=caption)

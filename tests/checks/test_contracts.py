@@ -121,7 +121,7 @@ def test_each_sentence_is_broken_in_another_way(name):
 
 @each_contract
 @pytest.mark.parametrize("words", REQUIREMENTS)
-def test_what_a_text_requires_is_tested_and_no_hint_requires_more(name, words):
+def test_requirements_of_a_text_are_tested_and_no_hint_requires_more(name, words):
     found, check = CONTRACTS[name], CHECKS[name]
     required = any(re.search(words, sentence["says"]) for sentence in found.task)
     assert not required or any(REQUIREMENTS[words](check, case) for case in check.generate(SEED))

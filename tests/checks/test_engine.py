@@ -92,7 +92,7 @@ def test_an_exception_is_shown_at_the_students_line():
     [
         (lambda a: a.tolist(), "It must return a tensor; a list"),
         (lambda a: (a, a), "It must return a tensor; a tuple (Tensor, Tensor) came"),
-        (lambda a: a.sum(1), "[2, 3]; [2] came: was an axis averaged or summed away?"),
+        (lambda a: a.sum(1), "[1, 3]; [1] came: was an axis averaged or summed away?"),
         (lambda a: a.long(), "The dtype must be float; int64 came"),
         (lambda a: 2 * a, "Everywhere it is 2 times the right value"),
         (lambda a: a + 0.5, "Everywhere it is the right value +0.5"),

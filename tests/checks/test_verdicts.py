@@ -127,7 +127,9 @@ def test_a_wrong_idea_is_named_though_nothing_is_robust(name, mine, mistake):
 
 
 def test_ordinary_numbers_are_on_padding_where_the_idea_is_asked():
-    for case in checks.gae.generate("a test"):
+    worked, *cases = checks.gae.generate("a test")
+    assert worked.note == "the worked example"
+    for case in cases:
         on_padding = [
             x
             for row, real in zip(case.inputs["values"], case.inputs["mask"], strict=True)
@@ -245,7 +247,7 @@ def margin_loss(inside):
         ("distinct_n", sorted_grams, "order ignored"),
     ],
 )
-def test_what_was_misnamed_or_passed_has_its_own_name(name, mine, mistake):
+def test_each_mistake_that_was_misnamed_or_passed_has_its_own_name(name, mine, mistake):
     assert CHECKS[name](mine).mistake == mistake
 
 

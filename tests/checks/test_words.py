@@ -67,20 +67,20 @@ def like_gae(change):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda a, m: a.mean(), "You averaged: one number came where [2, 3] is asked."),
-        (lambda a, m: a.sum(), "You summed: one number came where [2, 3] is asked."),
+        (lambda a, m: a.mean(), "You averaged: one number came where [1, 3] is asked."),
+        (lambda a, m: a.sum(), "You summed: one number came where [1, 3] is asked."),
         (
             lambda a, m: a.sum() + 1,
-            "One number came where [2, 3] is asked: was it averaged or summed?",
+            "One number came where [1, 3] is asked: was it averaged or summed?",
         ),
-        (lambda a, m: a.squeeze(), "[2] came: an axis of length 1 was added or squeezed away."),
-        (lambda a, m: a[..., None], "[2, 3, 1] came: an axis of length 1 was added or squeezed"),
-        (lambda a, m: a[:, 1:], "[2, 2] came: a column is lost. Was it shifted?"),
+        (lambda a, m: a.squeeze(), "[3] came: an axis of length 1 was added or squeezed away."),
+        (lambda a, m: a[..., None], "[1, 3, 1] came: an axis of length 1 was added or squeezed"),
+        (lambda a, m: a[:, 1:], "[1, 2] came: a column is lost. Was it shifted?"),
         (lambda a, m: minippo.whiten(a, m), "right but for a shift and a scale."),
         (lambda a, m: a / (1 + a.std(1, correction=0, keepdim=True)), "but for one factor"),
     ],
 )
-def test_what_became_of_the_numbers_is_said(change, says):
+def test_the_verdict_says_what_became_of_the_numbers(change, says):
     text = str(checks.gae(like_gae(change)))
     assert says in text
     assert "rewards = [[" in text
@@ -179,7 +179,7 @@ def test_a_controller_whose_update_calls_a_closure_is_no_stub():
     assert checks.AdaptiveKL(controller(step)).passed
 
 
-def test_what_a_student_prints_is_shown_once(capsys):
+def test_a_students_print_is_shown_once(capsys):
     def mine(log_probs, ref_log_probs):
         print("here")
         return log_probs - ref_log_probs

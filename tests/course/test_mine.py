@@ -48,7 +48,7 @@ def test_a_lesson_makes_the_file_and_its_functions_are_minippos():
     assert response_mask is checks.CHECKS["response_mask"].reference
 
 
-def test_what_passes_is_added_as_written_and_is_used_from_then_on(capsys):
+def test_a_function_that_passes_is_added_as_written_and_used_from_then_on(capsys):
     mine.begin()
     function = written(RIGHT)
     assert checks.probability_ratio(function).use() is function

@@ -79,7 +79,7 @@ def test_a_function_counts_however_it_is_bound_and_the_plain_name_comes_first(tm
     assert grade.grade(path).score == 4
 
 
-def test_what_is_minippos_or_within_a_function_is_not_found(tmp_path):
+def test_functions_of_minippo_or_within_a_function_are_not_found(tmp_path):
     text = "from minippo import gae\nfrom minippo.kl import *\ndef f():\n    kl_k1 = 3\n"
     path = written(tmp_path, "imports.py", text)
     assert grade.find_functions(path) == []

@@ -39,7 +39,7 @@ def test_a_draft_is_filled_from_the_contract_of_its_check():
     assert cells == before
 
 
-def test_what_has_no_contract_or_is_no_exercise_stays_as_it_is():
+def test_cells_without_a_contract_or_an_exercise_stay_as_they_are():
     cells = draft(
         ("markdown", "## Exercise 1: mine"),
         ("code", "def my_f():\n    ...\n\n\nf = checks.f(my_f).use()"),

@@ -41,7 +41,7 @@ def with_address(address):
     return "".join(eval(changed.split(":", 1)[1].strip()))
 
 
-def test_it_is_short_and_gives_the_models_name(monkeypatch):
+def test_the_first_cell_is_short_and_gives_the_models_name(monkeypatch):
     assert len(FIRST.splitlines()) <= 6
     assert run(monkeypatch, FIRST)["MODEL"] == "tiny-gpt2-sft"
 

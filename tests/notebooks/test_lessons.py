@@ -169,7 +169,7 @@ def test_a_lesson_ends_in_a_summary_with_words_and_sources(path):
 
 
 def test_every_function_of_the_mathematics_is_built_in_some_lesson():
-    texts = ["\n".join(cell["source"] for cell in cells(path)) for path in LESSONS]
+    texts = ["".join(cell["source"]) for path in LESSONS for cell in load(path)]
     alternatives = {"best_of_n_kl", "dpo_loss", "group_advantages", "leave_one_out_advantages"}
     alternatives |= {"length_adaptive_lambda", "response_mean"}  # GRPO's and VAPO's choices
     missing = [

@@ -114,7 +114,7 @@ def test_a_diagrams_alternative_text_names_the_lit_box():
     assert plots.pipeline_alt().count(". ") == len(plots.Pipeline.BOXES)
 
 
-def test_what_a_student_has_is_filled_and_what_is_missing_is_dashed():
+def test_boxes_that_a_student_has_are_filled_and_missing_ones_dashed():
     picture = plots.PPOStep()
     picture.move(have=["prompts", "ratio"])
     drawn = {name: patch for name, (patch, _) in picture._boxes.items()}
@@ -132,10 +132,10 @@ def test_each_lesson_adds_its_boxes_until_nothing_is_missing():
     assert shown["05"].caption == (
         "You have: prompts, policy generates, responses and mask, score, old log-probs, ratio, "
         "policy reads a minibatch. Missing: values V, reference log-probs, KL per token, price β, "
-        "rewards r, advantages A, returns R, value loss, clipped loss, entropy, loss, "
+        "rewards r, advantages A, returns G, value loss, clipped loss, entropy, loss, "
         "gradient step."
     )
-    assert "the 7 that lessons 00 to 05 build are filled, the 12" in shown["05"].alt
+    assert "After lesson 05, 7 are filled and 12 are dashed." in shown["05"].alt
     assert shown["11"].caption.endswith("Missing: gradient step.")
     assert shown["12"].caption.endswith("gradient step. Missing: nothing.")
     assert shown["12"].png != shown["11"].png

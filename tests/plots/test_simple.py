@@ -53,6 +53,6 @@ def test_each_bar_has_its_number_its_error_and_its_place_from_the_top():
         (lambda: plots.bars({}, x=""), "bars: values must hold at least one number"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(draw, said):
+def test_series_that_cannot_be_drawn_are_refused(draw, said):
     with pytest.raises(ValueError, match=said):
         draw()

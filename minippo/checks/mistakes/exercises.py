@@ -246,6 +246,8 @@ def token_truth(flags: frozenset[str], scores: Tensor) -> Tensor:
     "whole batch in each step",
     "sum instead of mean",
     "advantages not given",
+    "step forgotten",
+    "log-ratio instead of ratio",
 )
 def ppo_epochs(
     flags: frozenset[str],
@@ -272,11 +274,14 @@ def ppo_epochs(
             factor = advantages[rows]
             if "advantages not given" in flags:
                 factor = torch.ones_like(factor)
-            losses = loss((new - old_log_probs[rows]).exp(), factor)
+            ratio = new - old_log_probs[rows]
+            ratio = ratio if "log-ratio instead of ratio" in flags else ratio.exp()
+            losses = loss(ratio, factor)
             total = where(counted[rows], losses, 0.0).sum()
             if "sum instead of mean" not in flags:
                 total = total / counted[rows].sum()
             if "gradients pile up" not in flags:
                 optimizer.zero_grad()
             total.backward(retain_graph="log-probs measured once" in flags)
-            optimizer.step()
+            if "step forgotten" not in flags:
+                optimizer.step()
