@@ -193,7 +193,7 @@ ppo_update = Check(
     cases=_update_cases,
     call=_call_update,
     regions={
-        "in the logits: look at the advantages": _weights(values=False),
-        "in the values: look at the returns": _weights(values=True),
+        "in the logits: look at the policy's loss": _weights(values=False),
+        "in the values: look at the value loss": _weights(values=True),
     },
 )

@@ -368,8 +368,8 @@ def test_the_whole_update_is_told_what_it_does(change, mistake):
     ("change", "says"),
     [
         ("0.95", "Right where lam = 0.95, wrong where lam = 0.5."),
-        ("twice", "It is wrong only in the values: look at the returns."),
-        ("three times", "It is wrong only in the logits: look at the advantages."),
+        ("twice", "It is wrong only in the values: look at the value loss."),
+        ("three times", "It is wrong only in the logits: look at the policy's loss."),
     ],
 )
 def test_the_whole_update_says_which_part_differs(change, says):

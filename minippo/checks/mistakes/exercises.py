@@ -219,11 +219,11 @@ def effective_sample_size(flags: frozenset[str], log_ratios: Tensor) -> Tensor:
     "variance of the mean",
     "credit of the token before",
     "step turned round",
-    "truth of the continuations",
+    "mean over the places",
 )
 def token_truth(flags: frozenset[str], scores: Tensor) -> Tensor:
     """Means of the rows, their standard errors, and the steps between them."""
-    dim = 0 if "truth of the continuations" in flags else 1
+    dim = 0 if "mean over the places" in flags else 1
     n = scores.shape[dim]
     values = scores.sum(dim) if "sum for the mean" in flags else scores.mean(dim)
     errors = scores.std(dim, correction=0 if "population deviation" in flags else 1)
