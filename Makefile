@@ -12,7 +12,7 @@ OTHER_CPU := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
 MINIPPO_TURN ?= $(shell echo $$((0x$$(git rev-parse --short HEAD || echo 0) % 3)))
 LESSONS = $(shell ls notebooks/*.ipynb | awk '(NR - 1) % 3 == "$(MINIPPO_TURN)" || "$(MINIPPO_TURN)" == "all"')
 # Tests never use the network and draw no progress bars; the processes they start find compiled modules.
-QUIET := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1 OMP_NUM_THREADS=1
+QUIET := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1 OMP_NUM_THREADS=1 MINIPPO_MINE=off
 
 .PHONY: lab demo quick test slow other soak browser lint bench notebooks site data
 

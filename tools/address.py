@@ -1,11 +1,13 @@
 """Set the repository's address everywhere: `python tools/address.py https://github.com/OWNER/NAME`.
 
-Notebooks get it in their first cell, which installs minippo on Colab; lessons get a link that opens
-them there (words, not a picture, because no page of the course fetches anything); README gets
+Notebooks get it in their first cell, which then installs minippo where it is missing, and nothing
+that Colab has; lessons get a link that opens them there (words, not a picture, because no page of
+the course fetches anything); README gets
 badges, CITATION.cff and pyproject.toml get URLs. A second address replaces the first; an empty one,
 `python tools/address.py ""`, removes everything again.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,11 +15,27 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ADDRESS = re.compile(r"https://github\.com/(?P<owner>[\w-]+)/(?P<name>[\w.-]+?)")
 COLAB = "https://colab.research.google.com/github"
+# What the first cell does where minippo is missing, with an address and without one.
+INSTALL = """except ImportError:
+    %pip install -q --no-deps "minippo @ git+{address}" jaxtyping wadler-lindig
+    from minippo import course
+"""
+REFUSE = """except ImportError as error:  # Colab can install it once it has a published address
+    raise SystemExit(f"{error}. In a clone: pip install -r requirements.txt") from None
+"""
+
+
+def stored(code: str) -> str:
+    """Lines of a cell as the notebook's file has them."""
+    lines = [json.dumps(line, ensure_ascii=False) for line in code.splitlines(keepends=True)]
+    return ",\n    ".join(lines)
 
 
 def notebook(text: str, address: str, link: str) -> str:
-    """Return the notebook's text with SOURCE set and the link below the title."""
-    text = re.sub(r'"SOURCE = \\".*?\\"', lambda _: rf'"SOURCE = \"{address}\"', text, count=1)
+    """Return the notebook's text with its first cell's way out and the link below its title."""
+    now = re.compile(r'"except ImportError.*?(?=,\s+"MODEL = course)', re.DOTALL)
+    way = INSTALL.replace("{address}", address) if address else REFUSE
+    text = now.sub(lambda _: stored(way), text, count=1)
     title = re.compile(
         r'^( +)("# \d\d · .*\\n",\n)( +"\\n",\n +"\[Open in Colab\].*\n)?', re.MULTILINE
     )

@@ -1,7 +1,7 @@
 """Is my function right, and if not, what did I do wrong? `checks.gae(my_gae)` tells you.
 
 Right means: value and gradient equal a slow, independent definition's on cases generated to tell
-mistakes apart. Known mistakes are named. `checks.solution("gae")` shows minippo's own function.
+mistakes apart. Known mistakes are named. `checks.solution("gae")` shows a right answer.
 """
 
 import importlib
@@ -22,11 +22,14 @@ from minippo.checks.engine.variant import variant as make_variant
 from minippo.checks.exercises import (
     accumulated_loss,
     combined_loss,
+    effective_sample_size,
     entropy_bonus,
     first_ratio_error,
     mean_minus_variance,
     optimal_policy,
+    ppo_epochs,
     sequence_ratio,
+    token_truth,
 )
 from minippo.checks.hacking import best_of_n_mean, distinct_n
 from minippo.checks.kl import AdaptiveKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
@@ -49,9 +52,9 @@ _MATHEMATICS = (
     probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
     reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
     shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
-    group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio, entropy_bonus,
-    combined_loss, optimal_policy, best_of_n_mean, distinct_n,
-    training_memory, learning_rates, accumulated_loss, first_ratio_error,
+    group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio,
+    effective_sample_size, entropy_bonus, combined_loss, optimal_policy, best_of_n_mean, distinct_n,
+    training_memory, learning_rates, accumulated_loss, first_ratio_error, token_truth, ppo_epochs,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, so load on demand
 
@@ -90,7 +93,7 @@ def variant(name: str, *conventions: str) -> Check:
 
 
 def solution(name: str) -> Solution:
-    """Show minippo's own function once you have attempted the exercise, or asked twice."""
+    """Show a right answer once you have attempted the exercise, or asked twice."""
     if name not in CHECKS:
         raise ValueError(f"solution: name must be one of {', '.join(CHECKS)}, got {name!r}.")
     return show_solution(CHECKS[name])

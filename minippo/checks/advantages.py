@@ -1,33 +1,25 @@
 """Checks of credit. Advantages are constants in the loss: no gradient is checked."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import minippo
 from minippo.checks import definitions
-from minippo.checks.engine.cases import Case, Draw, each
+from minippo.checks.engine.cases import Case, Draw, each, settings
 from minippo.checks.engine.check import Check
 
 
-def _padded(draw: Draw, names: str, note: str = "", **others: Any) -> Iterator[Case]:
-    """Yield [batch, time] numbers with these names and a mask, with zeros or junk under it.
-
-    Also ordinary numbers: they are easy to follow, and do not cancel as 1000 - 1000 does.
-    """
-    numbers = {name: draw.floats(draw.batch, draw.time) for name in names.split()}
-    clean = {name: draw.tokens_of(x) for name, x in numbers.items()}
-    yield draw.case(note, **clean, mask=draw.mask, **others)
-    if not draw.junk and not all(map(all, draw.mask)):
-        note = note or "with numbers under the mask"
-        yield replace(draw.case(note, **numbers, mask=draw.mask, **others), junk=True)
+def _padded(draw: Draw, names: str, **others: Any) -> Case:
+    """Make a case of [batch, time] numbers with these names and a mask."""
+    numbers = {name: draw.token_floats() for name in names.split()}
+    return draw.case(**numbers, mask=draw.mask, **others)
 
 
 def _td_cases(draw: Draw) -> Iterator[Case]:
-    for gamma in (1.0, 0.9, 0.0):
-        yield from _padded(draw, "rewards values", gamma=gamma)
     end = draw.floats(draw.batch)
-    yield from _padded(draw, "rewards values", "with a bootstrap", gamma=0.9, bootstrap=end)
+    some = [{"gamma": 1.0}, {"gamma": 0.0}]
+    for keywords in [*settings({"gamma": 0.9}, gamma=0.5, bootstrap=end), *some]:
+        yield _padded(draw, "rewards values", **keywords)
 
 
 td_errors = Check(
@@ -39,13 +31,10 @@ td_errors = Check(
 
 
 def _gae_cases(draw: Draw) -> Iterator[Case]:
-    for gamma in (1.0, 0.9):
-        for lam in (0.95, 0.0, 1.0):
-            yield from _padded(draw, "rewards values", gamma=gamma, lam=lam)
-    end = draw.floats(draw.batch)
-    yield from _padded(
-        draw, "rewards values", "with a bootstrap", gamma=0.9, lam=0.95, bootstrap=end
-    )
+    end, plain = draw.floats(draw.batch), {"gamma": 0.9, "lam": 0.95}
+    some = [plain | change for change in ({"gamma": 1.0}, {"lam": 0.0}, {"lam": 1.0})]
+    for keywords in [*settings(plain, gamma=0.5, lam=0.5, bootstrap=end), *some]:
+        yield _padded(draw, "rewards values", **keywords)
 
 
 gae = Check(
@@ -55,7 +44,7 @@ gae = Check(
 
 def _returns_cases(draw: Draw) -> Iterator[Case]:
     for gamma in (1.0, 0.9, 0.5, 0.0):
-        yield from _padded(draw, "rewards", gamma=gamma)
+        yield _padded(draw, "rewards", gamma=gamma)
 
 
 monte_carlo_returns = Check(
@@ -80,8 +69,8 @@ sequence_advantages = Check(
 def _reward_cases(draw: Draw) -> Iterator[Case]:
     for kl_coef in (0.1, 0.0, 2.0):
         scores = draw.floats(draw.batch)
-        for case in _padded(draw, "kl", kl_coef=kl_coef):
-            yield replace(case, inputs={"scores": scores} | case.inputs)
+        kl = draw.token_floats()
+        yield draw.case(scores=scores, kl=kl, mask=draw.mask, kl_coef=kl_coef)
 
 
 shape_rewards = Check(

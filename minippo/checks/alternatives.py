@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import minippo
 from minippo.checks import definitions
-from minippo.checks.engine.cases import Case, Draw, each
+from minippo.checks.engine.cases import Case, Draw, Nested, each
 from minippo.checks.engine.check import Check
 
 
@@ -18,7 +18,7 @@ def _dpo_cases(draw: Draw) -> Iterator[Case]:
     near = [0.0] * draw.batch
     for chosen, rejected in ((far, near), (near, far)):
         yield draw.case(
-            "differences of +-1000", policy_chosen=chosen, policy_rejected=rejected,
+            "differences of +-1000", robust=True, policy_chosen=chosen, policy_rejected=rejected,
             ref_chosen=near, ref_rejected=near, beta=0.5,
         )  # fmt: skip
 
@@ -37,17 +37,28 @@ dpo_loss = Check(
 )
 
 
+def _apart(draw: Draw, low: float) -> Nested:
+    """Draw groups of scores whose deviation is far above what is added to it."""
+    rows = []
+    for _ in range(draw.batch):
+        row = draw.floats(draw.time + 1, low=low, high=low + 4)
+        row[1] = low + (row[0] - low + 2) % 4  # 2 apart
+        rows.append(row)
+    return rows
+
+
 def _group_cases(draw: Draw) -> Iterator[Case]:
     size = (draw.batch, draw.time + 1)
     for _ in range(3):
-        yield draw.case(scores=draw.floats(*size))
-    yield draw.case("scores above 0", scores=draw.floats(*size, low=1.0, high=3.0))
-    yield draw.case("equal scores", scores=[[draw.number()] * size[1] for _ in range(size[0])])
+        yield draw.case(scores=_apart(draw, -2.0))
+    yield draw.case("scores above 0", scores=_apart(draw, 1.0))
+    equal = [[draw.number()] * size[1] for _ in range(size[0])]
+    yield draw.case("equal scores", robust=True, scores=equal)
 
 
 def _switched(draw: Draw) -> Iterator[Case]:
     yield from _group_cases(draw)
-    yield draw.case(scores=draw.floats(draw.batch, draw.time + 1), normalize=False)
+    yield draw.case(scores=_apart(draw, -2.0), normalize=False)
 
 
 group_advantages = Check(

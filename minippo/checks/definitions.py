@@ -21,7 +21,12 @@ DIFFERENCES = {"rtol": 1e-6, "atol": 1e-8}
 
 def gradient(f: Callable[[Any], float], x: Any, step: float = 1e-6) -> Any:
     """df/dx per number in the nested lists x, by central differences."""
-    x = copy.deepcopy(x)
+    return differences(f, x, step)[0]
+
+
+def differences(f: Callable[[Any], float], x: Any, step: float = 1e-6) -> tuple[Any, list[float]]:
+    """The central differences, and how far each is from the one-sided ones: 0 but at a kink."""
+    x, here, kinks = copy.deepcopy(x), f(x), list[float]()
 
     def walk(part: Any) -> Any:
         slopes: list[Any] = []
@@ -30,13 +35,15 @@ def gradient(f: Callable[[Any], float], x: Any, step: float = 1e-6) -> Any:
                 slopes.append(walk(leaf))
                 continue
             part[i] = leaf + step
-            above = f(x)
+            above = f(x) - here
             part[i] = leaf - step
-            slopes.append((above - f(x)) / (2 * step))
+            below = here - f(x)
             part[i] = leaf
+            slopes.append((above + below) / (2 * step))
+            kinks.append(abs(above - below) / (2 * step))
         return slopes
 
-    return walk(x)
+    return walk(x), kinks
 
 
 def prefix_mask(lengths: list[int], time: int) -> Mask:
@@ -353,6 +360,12 @@ def sequence_ratio(log_probs: Rows, old_log_probs: Rows, mask: Mask) -> Row:
     ]
 
 
+def effective_sample_size(log_ratios: Row) -> float:
+    """(sum w)^2 / sum w^2 of w = exp(log-ratio), all divided by the largest w."""
+    w = [math.exp(x - max(log_ratios)) for x in log_ratios]
+    return sum(w) ** 2 / sum(x * x for x in w)
+
+
 def entropy_bonus(logits: list[Rows], mask: Mask) -> float:
     """The mean entropy of the real tokens."""
     found = [
@@ -394,6 +407,17 @@ def optimal_policy(ref_log_probs: Row, rewards: Row, beta: float) -> Row:
     logs = [lp + r / beta for lp, r in zip(ref_log_probs, rewards, strict=True)]
     total = sum(math.exp(x - max(logs)) for x in logs)
     return [x - max(logs) - math.log(total) for x in logs]
+
+
+def token_truth(scores: Rows) -> Rows:
+    """scores[tokens written][continuation]: value, standard error and credit of each token."""
+    means, errors = Row(), Row()
+    for row in scores:
+        n = len(row)
+        means.append(sum(row) / n)
+        errors.append(math.sqrt(sum((x - means[-1]) ** 2 for x in row) / (n - 1) / n))
+    credit = [means[i + 1] - means[i] for i in range(len(means) - 1)]
+    return [means[:-1], errors[:-1], credit]
 
 
 def best_of_n_mean(proxy: Row, gold: Row, n: int) -> float:
@@ -492,6 +516,42 @@ def ppo_update(
         step = learning_rate * min(1.0, max_grad_norm / norm)
         weights = _moved(weights, slopes, step)
     return leaves(weights)
+
+
+def ppo_epochs(
+    logits: list[Rows],
+    tokens: list[list[int]],
+    mask: Mask,
+    old_log_probs: Rows,
+    advantages: Rows,
+    epochs: int,
+    minibatch_size: int,
+    clip_range: float,
+    learning_rate: float,
+) -> list[Rows]:
+    """Logits of a table policy after some epochs of gradient descent with the clip.
+
+    Rows share no weights, so with one row per step, or with all, their order does not matter.
+    """
+    table = copy.deepcopy(logits)
+    for _ in range(epochs):
+        for first in range(0, len(table), minibatch_size):
+            part = slice(first, first + minibatch_size)
+
+            def loss(x: list[Rows], part: slice = part) -> float:
+                now = token_log_probs(x, tokens[part])
+                rows = zip(now, old_log_probs[part], advantages[part], strict=True)
+                losses = [
+                    [
+                        clipped_surrogate(probability_ratio(a, b), c, clip_range, clip_range)
+                        for a, b, c in zip(*row, strict=True)
+                    ]
+                    for row in rows
+                ]
+                return masked_mean(losses, mask[part])
+
+            table[part] = _moved(table[part], gradient(loss, table[part]), learning_rate)
+    return table
 
 
 def leaves(x: Any) -> Row:

@@ -2,11 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
+import torch
+
+import minippo
 from minippo.checks import definitions, solutions
-from minippo.checks.engine.cases import Case, Draw, Nested
+from minippo.checks.engine.cases import Case, Draw, Nested, settings
 from minippo.checks.engine.check import Check
+from minippo.checks.log_probs import LARGE
 
 
 def _ensemble_cases(draw: Draw) -> Iterator[Case]:
@@ -35,7 +41,10 @@ def _ratio_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("the same policy", log_probs=same, old_log_probs=same, mask=draw.mask)
     # As unlikely as a long response: float32 represents no probability below exp(-103).
     far = [draw.token_floats(-128.0, -127.0) for _ in range(2)]
-    yield draw.case("far from likely", log_probs=far[0], old_log_probs=far[1], mask=draw.mask)
+    yield draw.case(
+        "far from likely", robust=True,
+        log_probs=far[0], old_log_probs=far[1], mask=draw.mask,
+    )  # fmt: skip
     yield draw.case(
         "in half precision", dtype="bfloat16", slopes=False,
         log_probs=draw.log_probs(), old_log_probs=draw.log_probs(), mask=draw.mask,
@@ -47,18 +56,40 @@ sequence_ratio = Check(
     definition=definitions.sequence_ratio,
     cases=_ratio_cases,
     slopes=("log_probs",),
+    no_slopes=("old_log_probs",),
+)
+
+
+def _weight_cases(draw: Draw) -> Iterator[Case]:
+    n = draw.vocab
+    for _ in range(3):
+        yield draw.case(log_ratios=draw.floats(n))
+    yield draw.case("all as likely as before", log_ratios=[0.0] * n)
+    yield draw.case("one response", log_ratios=draw.floats(1))
+    yield draw.case("one counts alone", log_ratios=[8.0, *draw.floats(n)])
+    for far in (60.0, -60.0):  # float32 holds exp(60), but not its square
+        away = [far + x for x in draw.floats(n)]
+        yield draw.case(f"log-ratios near {far:.0f}", robust=True, log_ratios=away)
+
+
+effective_sample_size = Check(
+    reference=solutions.effective_sample_size,
+    definition=definitions.effective_sample_size,
+    cases=_weight_cases,
 )
 
 
 def _entropy_cases(draw: Draw) -> Iterator[Case]:
     # A model's logits on padding are finite: no gradient is checked where they are NaN.
-    slopes = not draw.junk
+    slopes = draw.padding != "junk"
     for _ in range(2):
         yield draw.case(slopes=slopes, logits=draw.tokens_of(draw.logits()), mask=draw.mask)
     ruled_out = draw.logits()
     ruled_out[0][0][0] = -math.inf
     inputs = {"logits": draw.tokens_of(ruled_out), "mask": draw.mask}
-    yield draw.case("a token ruled out", slopes=slopes, **inputs)
+    if draw.time == 1:
+        yield draw.case(LARGE, robust=True, slopes=False, logits=[[[0.0] * 50257]], mask=draw.mask)
+    yield draw.case("a token ruled out", robust=True, slopes=slopes, **inputs)
     yield draw.case(
         "in half precision", dtype="bfloat16", slopes=False,
         logits=draw.tokens_of(draw.logits()), mask=draw.mask,
@@ -89,9 +120,11 @@ def _combined(
 
 
 def _combined_cases(draw: Draw) -> Iterator[Case]:
-    for c1, c2, c3 in ((0.5, 0.25, 2.0), (0.125, 1.5, 0.75), (0.5, 0.0, 0.0), (0.0, 0.5, 0.25)):
-        parts = {name: draw.floats(1, low=0.25) for name in PARTS}
-        yield draw.case(**parts, c1=c1, c2=c2, c3=c3)
+    for weights in [
+        {"c1": 0.0, "c2": 0.0, "c3": 0.0},
+        *settings({"c1": 0.5, "c2": 0.25, "c3": 2.0}, c1=0.125, c2=1.5, c3=0.75),
+    ]:
+        yield draw.case(**{name: draw.floats(1, low=0.25) for name in PARTS}, **weights)
     bad = {name: draw.floats(1, low=0.25) for name in PARTS} | {"policy_loss": [-1.5]}
     yield draw.case("a policy loss below 0", **bad, c1=0.5, c2=0.25, c3=2.0)
 
@@ -117,16 +150,31 @@ def _optimum_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("hardly any reward", ref_log_probs=reference(), rewards=draw.floats(n), beta=64)
     # Integers over a power of 2: exact in float32, and far beyond the range of exp.
     far = [float(r) for r in draw.random.sample(range(1 - n, n), n)]
-    yield draw.case("rewards / beta of 1000", ref_log_probs=reference(), rewards=far, beta=2**-9)
+    yield draw.case(
+        "rewards / beta of 1000", robust=True,
+        ref_log_probs=reference(), rewards=far, beta=2**-9,
+    )  # fmt: skip
     never = [-math.inf, *definitions.log_softmax(draw.floats(n - 1))]
     yield draw.case(
-        "a response that the reference never gives",
+        "a response that the reference never gives", robust=True,
         ref_log_probs=never, rewards=draw.floats(n), beta=0.5,
     )  # fmt: skip
 
 
 optimal_policy = Check(
     reference=solutions.optimal_policy, definition=definitions.optimal_policy, cases=_optimum_cases
+)
+
+
+def _truth_cases(draw: Draw) -> Iterator[Case]:
+    for _ in range(3):
+        yield draw.case(scores=draw.floats(draw.time + 1, draw.vocab))
+    ended = [draw.floats()] * draw.vocab
+    yield draw.case("nothing left to sample", scores=[*draw.floats(draw.time, draw.vocab), ended])
+
+
+token_truth = Check(
+    reference=solutions.token_truth, definition=definitions.token_truth, cases=_truth_cases
 )
 
 
@@ -187,4 +235,61 @@ first_ratio_error = Check(
     reference=solutions.first_ratio_error,
     definition=definitions.first_ratio_error,
     cases=_error_cases,
+)
+
+
+def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Train a table of logits by plain gradient descent; return the table."""
+    table = inputs["logits"].clone().requires_grad_()
+    asked = list[Any]()
+
+    def new_log_probs(rows: Any) -> torch.Tensor:
+        asked.append(rows)
+        return minippo.token_log_probs(table[rows], inputs["tokens"][rows])
+
+    # In the order of the rows: a mistake may depend on the order, and is then still known.
+    torch_order, order = patch("torch.randperm", torch.arange), patch("random.shuffle")
+    with torch_order, order, torch.random.fork_rng(devices=[]):
+        try:
+            function(
+                new_log_probs,
+                partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]),
+                torch.optim.SGD([table], lr=inputs["learning_rate"]),
+                inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
+                epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
+            )  # fmt: skip
+        except RuntimeError as error:
+            if "a second time" in str(error):
+                says = "backward met log-probs that were measured before the last step"
+                raise RuntimeError(f"{says}: ask new_log_probs for each minibatch") from None
+            raise
+    return table.detach() if asked else ...
+
+
+def _epochs_cases(draw: Draw) -> Iterator[Case]:
+    if draw.padding != "numbers" or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
+        return
+    plain: dict[str, Any] = {"epochs": 2, "minibatch_size": draw.batch, "clip_range": 0.2}
+    changes: dict[str, dict[str, Any]] = {
+        "two epochs": {},
+        "one epoch": {"epochs": 1},
+        "three epochs": {"epochs": 3},
+        "one response per minibatch": {"minibatch_size": 1},
+        "another epsilon": {"clip_range": 0.1},
+    }
+    for note, change in changes.items():
+        logits, tokens = draw.logits(), draw.tokens()
+        yield draw.case(
+            note, logits=logits, tokens=tokens, mask=draw.mask,
+            old_log_probs=definitions.token_log_probs(logits, tokens),
+            advantages=draw.floats(draw.batch, draw.time),
+            **(plain | change), learning_rate=4.0,
+        )  # fmt: skip
+
+
+ppo_epochs = Check(
+    reference=solutions.ppo_epochs,
+    definition=definitions.ppo_epochs,
+    cases=_epochs_cases,
+    call=_call_epochs,
 )

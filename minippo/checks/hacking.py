@@ -24,10 +24,14 @@ best_of_n_mean = Check(
 def _distinct_cases(draw: Draw) -> Iterator[Case]:
     for n in (1, 2, 3):
         yield draw.case(f"n = {n}", tokens=draw.tokens(), mask=draw.mask, n=n)
+    turns = [[(i + t) % 2 for t in range(draw.time)] for i in range(draw.batch)]
+    yield draw.case("two tokens in turn", tokens=turns, mask=draw.mask, n=2)
     same = [[1] * draw.time for _ in range(draw.batch)]
     yield draw.case("one token for ever", tokens=same, mask=draw.mask, n=2)
     long = draw.time + 1
-    yield draw.case("no response is so long", tokens=draw.tokens(), mask=draw.mask, n=long)
+    yield draw.case(
+        "no response is so long", robust=True, tokens=draw.tokens(), mask=draw.mask, n=long
+    )
 
 
 distinct_n = Check(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import minippo
 from minippo.checks import definitions
-from minippo.checks.engine.cases import Case, Draw, each
+from minippo.checks.engine.cases import Case, Draw, each, settings
 from minippo.checks.engine.check import Check
 from minippo.checks.mistakes.kl import coefficients
 
@@ -43,12 +43,21 @@ def _exact_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("the same policy", logits=same, ref_logits=same, temperature=1.0)
     ruled_out, ref = draw.logits(), draw.logits()
     ruled_out[0][0][0] = -math.inf
-    yield draw.case("a token ruled out", logits=ruled_out, ref_logits=ref, temperature=1.0)
+    yield draw.case(
+        "a token ruled out", robust=True, logits=ruled_out, ref_logits=ref, temperature=1.0
+    )
+    far = [[[-200.0 if i == j == v == 0 else x for v, x in enumerate(z)]
+             for j, z in enumerate(row)] for i, row in enumerate(ref)]  # fmt: skip
+    yield draw.case(
+        "the reference rules out what the policy hardly ever says", robust=True, slopes=False,
+        logits=far, ref_logits=ruled_out, temperature=1.0,
+    )  # fmt: skip
     both = [[[-math.inf if i == j == v == 0 else x for v, x in enumerate(z)]
              for j, z in enumerate(row)] for i, row in enumerate(ref)]  # fmt: skip
     yield draw.case(
-        "a token that both rule out", logits=ruled_out, ref_logits=both, temperature=1.0
-    )
+        "a token that both rule out", robust=True,
+        logits=ruled_out, ref_logits=both, temperature=1.0,
+    )  # fmt: skip
     unlikely = [[[x - 200.0 * (v == 0) for v, x in enumerate(z)] for z in row] for row in ref]
     yield draw.case(
         "a token that the reference hardly ever says",
@@ -56,7 +65,7 @@ def _exact_cases(draw: Draw) -> Iterator[Case]:
     )  # fmt: skip
     # A token with zero probability under the reference costs infinitely much.
     yield draw.case(
-        "a token that the reference rules out", slopes=False,
+        "a token that the reference rules out", robust=True, slopes=False,
         logits=ref, ref_logits=ruled_out, temperature=1.0,
     )  # fmt: skip
     yield draw.case(
@@ -81,12 +90,10 @@ def _kls(draw: Draw, target: float) -> list[list[float]]:
 
 
 def _adaptive_cases(draw: Draw) -> Iterator[Case]:
-    for target in (6.0, 0.5):
-        for kls in _kls(draw, target):
-            for n_episodes in (64, 192):
-                yield draw.case(
-                    coef=0.5, target=target, horizon=500, kls=kls, n_episodes=n_episodes
-                )
+    base = {"coef": 0.5, "target": 6.0, "horizon": 500, "n_episodes": 64}
+    for keywords in settings(base, coef=0.25, target=0.5, horizon=1000, n_episodes=192):
+        for kls in _kls(draw, keywords["target"]):
+            yield draw.case(**keywords, kls=kls)
 
 
 AdaptiveKL = Check(

@@ -8,6 +8,8 @@ from minippo.checks import definitions
 from minippo.checks.engine.cases import Case, Draw, each
 from minippo.checks.engine.check import Check
 
+LARGE = "as many tokens as GPT-2 has"
+
 
 def _token_log_probs_cases(draw: Draw) -> Iterator[Case]:
     for temperature in (1.0, 0.5, 2.0):
@@ -15,10 +17,15 @@ def _token_log_probs_cases(draw: Draw) -> Iterator[Case]:
     logits, tokens = draw.logits(), draw.tokens()
     logits[0][0][0] = 120.0  # float32 cannot represent the others' probabilities
     tokens[0][0] = 1
-    yield draw.case("a token of probability near 0", logits=logits, tokens=tokens, temperature=1.0)
+    yield draw.case(
+        "a token of probability near 0", robust=True,
+        logits=logits, tokens=tokens, temperature=1.0,
+    )  # fmt: skip
     ruled_out = draw.logits()
     ruled_out[0][0][0] = -math.inf
-    yield draw.case("a token ruled out", logits=ruled_out, tokens=tokens, temperature=1.0)
+    yield draw.case(
+        "a token ruled out", robust=True, logits=ruled_out, tokens=tokens, temperature=1.0
+    )
     half = {"logits": draw.logits(), "tokens": draw.tokens(), "temperature": 1.0}
     yield draw.case("in half precision", dtype="bfloat16", slopes=False, **half)
 
@@ -54,7 +61,10 @@ def _entropy_cases(draw: Draw) -> Iterator[Case]:
     yield draw.case("nearly certain", logits=certain, temperature=1.0)
     ruled_out = draw.logits()
     ruled_out[0][0][0] = -math.inf
-    yield draw.case("a token ruled out", logits=ruled_out, temperature=1.0)
+    yield draw.case("a token ruled out", robust=True, logits=ruled_out, temperature=1.0)
+    if draw.time == 1:
+        many = [[[0.0] * 50257]]
+        yield draw.case(LARGE, robust=True, slopes=False, logits=many, temperature=1.0)
     yield draw.case(
         "in half precision", dtype="bfloat16", slopes=False, logits=draw.logits(), temperature=1.0
     )

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn, where, zeros_like
 
 from minippo.checks import definitions
-from minippo.checks.engine.cases import Case, Draw, Nested
+from minippo.checks.definitions import leaves as flat
+from minippo.checks.engine.cases import Case, Draw, Nested, settings
 from minippo.checks.engine.check import Check
+from minippo.checks.engine.describe import Region
+from minippo.checks.engine.observe import is_a_stub
 from minippo.checks.update import ppo_update as reference_update
 from minippo.ppo import PPOConfig
 from minippo.ppo import ppo_loss as reference_loss
@@ -93,7 +96,7 @@ def _numbers(draw: Draw) -> dict[str, Nested]:
     """A policy and what it wrote a few steps ago. Rollout fields are zero on padding."""
     logits, tokens = draw.logits(), draw.tokens()
     now = definitions.token_log_probs(logits, tokens)
-    plain = Draw(repr(draw.number()), (draw.batch, draw.time, draw.vocab), junk=False)
+    plain = Draw(repr(draw.number()), (draw.batch, draw.time, draw.vocab), padding="zeros")
     plain.mask = draw.mask
 
     def near(x: Nested, reach: float) -> Nested:
@@ -110,22 +113,24 @@ def _numbers(draw: Draw) -> dict[str, Nested]:
 
 
 def _loss_cases(draw: Draw) -> Iterator[Case]:
-    if draw.junk:  # rollouts contain none
+    if draw.padding != "numbers":  # what a rollout holds there is 0
         return
     plain: dict[str, Any] = {
-        "clip_range": 0.2, "value_coef": 0.5, "value_clip_range": 0.2, "entropy_coef": 0.0,
-        "temperature": 1.0, "kl_loss_coef": 0.0,
+        "clip_range": 0.2, "value_coef": 0.5, "value_clip_range": 0.3, "entropy_coef": 0.1,
+        "temperature": 1.0, "kl_loss_coef": 0.1,
     }  # fmt: skip
-    changes: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "another epsilon and c1": {"clip_range": 0.1, "value_coef": 0.1},
-        "values not clipped": {"value_clip_range": None},
-        "with an entropy bonus": {"entropy_coef": 0.5},
-        "with a KL in the loss": {"kl_loss_coef": 0.5},
-        "at another temperature": {"temperature": 0.5, "entropy_coef": 0.1},
-    }
-    for note, change in changes.items():
-        yield draw.case(note, **_numbers(draw), **(plain | change))
+    parts = {"value loss": "value_coef", "entropy": "entropy_coef", "KL": "kl_loss_coef"}
+    alone = plain | dict.fromkeys(parts.values(), 0.0)
+    yield draw.case("the policy loss alone", **(_numbers(draw) | alone))
+    still = {"advantages": [[0.0] * draw.time] * draw.batch}
+    for name, coef in parts.items():
+        numbers = _numbers(draw) | still | alone | {coef: plain[coef]}
+        yield draw.case(f"the {name} alone", **numbers)
+    for keywords in settings(
+        plain, clip_range=0.1, value_coef=0.25, value_clip_range=None, entropy_coef=0.5,
+        temperature=0.5, kl_loss_coef=0.5,
+    ):  # fmt: skip
+        yield draw.case(**_numbers(draw), **keywords)
 
 
 ppo_loss = Check(
@@ -147,32 +152,28 @@ def _call_update(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
     rollout = _rollout(inputs | {"old_values": before}, scores=inputs["scores"], kl=inputs["kl"])
     optimizer = torch.optim.SGD(policy.parameters(), lr=inputs["learning_rate"])
     with torch.enable_grad():
-        if function(policy, optimizer, rollout, config) is ...:
+        if function(policy, optimizer, rollout, config) is ... or is_a_stub(function):
             return ...
-    weights = torch.cat([p.detach().reshape(-1) for p in policy.parameters()])
-    started = torch.cat([inputs["logits"].reshape(-1), inputs["values"].reshape(-1)])
-    if torch.equal(weights, started):
-        raise NotImplementedError  # the update did nothing
-    return weights
+    return torch.cat([p.detach().reshape(-1) for p in policy.parameters()])
+
+
+def _weights(*, values: bool) -> Region:
+    """The updated weights of the logits, or those of the values; clipping mixes both."""
+
+    def region(inputs: dict[str, Nested]) -> Nested:
+        if inputs["max_grad_norm"] < 100:
+            raise KeyError
+        n = [len(flat(inputs[name])) for name in ("logits", "values")]
+        return [not values] * n[0] + [values] * n[1]
+
+    return region
 
 
 def _update_cases(draw: Draw) -> Iterator[Case]:
-    if draw.junk or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
+    if draw.padding != "numbers" or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
         return
-    plain: dict[str, Any] = {
-        "kl_coef": 0.3,
-        "gamma": 1.0,
-        "lam": 0.95,
-        "epochs": 1,
-        "max_grad_norm": 100.0,
-    }
-    changes: dict[str, dict[str, Any]] = {
-        "one epoch": {},
-        "three epochs": {"epochs": 3},
-        "gradients scaled down": {"max_grad_norm": 0.25},
-        "another lambda and gamma": {"lam": 0.5, "gamma": 0.9, "epochs": 2},
-    }
-    for note, change in changes.items():
+    plain = {"kl_coef": 0.3, "gamma": 1.0, "lam": 0.95, "epochs": 1, "max_grad_norm": 100.0}
+    for keywords in settings(plain, kl_coef=0.1, gamma=0.9, lam=0.5, epochs=3, max_grad_norm=0.25):
         numbers = _numbers(draw)
         now = definitions.token_log_probs(numbers["logits"], numbers["tokens"])
         numbers["log_probs"] = [
@@ -183,7 +184,7 @@ def _update_cases(draw: Draw) -> Iterator[Case]:
             name: numbers[name] for name in ("logits", "values", "tokens", "mask", "log_probs")
         }
         inputs |= {"kl": numbers["advantages"], "scores": draw.floats(draw.batch)}
-        yield draw.case(note, **inputs, **(plain | change), learning_rate=0.5)
+        yield draw.case(**inputs, **keywords, learning_rate=0.5)
 
 
 ppo_update = Check(
@@ -191,4 +192,8 @@ ppo_update = Check(
     definition=definitions.ppo_update,
     cases=_update_cases,
     call=_call_update,
+    regions={
+        "in the logits: look at the policy's loss": _weights(values=False),
+        "in the values: look at the value loss": _weights(values=True),
+    },
 )

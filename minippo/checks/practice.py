@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from minippo.checks import definitions, solutions
-from minippo.checks.engine.cases import Case, Draw
+from minippo.checks.engine.cases import Case, Draw, settings
 from minippo.checks.engine.check import Check
 
 
@@ -27,9 +27,9 @@ training_memory = Check(
 
 def _rate_cases(draw: Draw) -> Iterator[Case]:
     start = draw.random.randrange(4)
-    for warmup, total in ((4, 16), (8, 10), (3, 64)):
-        steps = [float(start + i) for i in range(draw.vocab)]
-        yield draw.case(steps=steps, base=0.5, warmup_steps=warmup, total_steps=total)
+    plain = {"base": 0.5, "warmup_steps": 4, "total_steps": 16}
+    for keywords in settings(plain, base=0.25, warmup_steps=8, total_steps=64):
+        yield draw.case(steps=[float(start + i) for i in range(draw.vocab)], **keywords)
     for note, steps, warmup in (
         ("the first steps", [0.0, 1.0, 2.0, 3.0], 4),
         ("the last steps, and beyond", [6.0, 7.0, 8.0, 9.0, 12.0], 4),

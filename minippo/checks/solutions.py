@@ -1,12 +1,20 @@
 """Solutions the package itself does not need. They are checked like a student's."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
 from minippo import entropy, masked_mean, probability_ratio
+from minippo.responses import response_mask
+
+__all__ = [
+    "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "entropy_bonus",
+    "first_ratio_error", "learning_rates", "mean_minus_variance", "optimal_policy", "ppo_epochs",
+    "response_mask", "sequence_ratio", "training_memory",
+]  # fmt: skip
 
 
 def mean_minus_variance(
@@ -28,8 +36,17 @@ def sequence_ratio(
 
     Subtract first: a long response is so unlikely that float32 can represent neither p.
     """
-    log_ratio = log_probs.float() - old_log_probs.float()
+    log_ratio = log_probs.float() - old_log_probs.detach().float()
     return where(mask, log_ratio, 0.0).sum(1).exp()
+
+
+def effective_sample_size(log_ratios: Float[Tensor, " responses"]) -> Float[Tensor, ""]:
+    """(sum of w)^2 / sum of w^2: how many equally weighted responses would say as much.
+
+    w = exp(log-ratio), one per response. Only proportions count, so that shares do as well, and a
+    softmax makes them without overflow. Source: Kong 1992.
+    """
+    return 1 / log_ratios.float().softmax(0).square().sum()
 
 
 def entropy_bonus(
@@ -64,6 +81,16 @@ def optimal_policy(
     No policy has a larger mean reward minus beta * KL(policy || reference).
     """
     return (ref_log_probs + rewards / beta).log_softmax(-1)
+
+
+def token_truth(scores: Float[Tensor, "places n"]) -> Float[Tensor, "3 time"]:
+    """What each token was worth: values before it, their standard errors, and its credit.
+
+    Row t of `scores` holds the scores of n continuations sampled after t tokens of one response.
+    """
+    values, n = scores.mean(1), scores.shape[1]
+    errors = scores.std(1) / n**0.5
+    return torch.stack([values[:-1], errors[:-1], values.diff()])
 
 
 def best_of_n_mean(
@@ -137,3 +164,27 @@ def first_ratio_error(
     """Largest |ratio - 1| over real tokens: 0 before the first step of an update."""
     ratio = probability_ratio(where(mask, log_probs, 0.0), where(mask, old_log_probs, 0.0))
     return (ratio - 1).abs().max()
+
+
+def ppo_epochs(
+    new_log_probs: Callable[[Tensor], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    old_log_probs: Float[Tensor, "batch time"],
+    advantages: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    *,
+    epochs: int,
+    minibatch_size: int,
+) -> None:
+    """Several passes over the same responses, in shuffled minibatches, a step for each.
+
+    `new_log_probs(rows)` measures these rows now; `loss(ratio, advantages)` is one per token.
+    """
+    for _ in range(epochs):
+        for rows in torch.randperm(len(mask)).split(minibatch_size):
+            ratio = probability_ratio(new_log_probs(rows), old_log_probs[rows])
+            mean = masked_mean(loss(ratio, advantages[rows]), mask[rows])
+            optimizer.zero_grad()
+            mean.backward()
+            optimizer.step()

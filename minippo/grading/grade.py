@@ -80,16 +80,26 @@ class Grade:
         return "\n\n".join(str(r) for r in more if not r.passed)
 
 
-def find_functions(path: Path) -> dict[str, str]:
-    """Map check names to names in the file (`gae` or `my_gae`), without running the file."""
+def find_functions(path: Path) -> list[str]:
+    """Names of the checks whose function the file defines, such as `gae` or `my_gae`.
+
+    The file is not run: assigned and imported names count, but not those that are minippo's.
+    """
     body = _parsed(path)
-    if isinstance(body, str):
-        return {}
-    defined = [n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-    assigned = [t for n in body if isinstance(n, ast.Assign) for t in n.targets]
-    defined += [target.id for target in assigned if isinstance(target, ast.Name)]
-    names = {name.removeprefix("my_"): name for name in defined}
-    return {name: names[name] for name in CHECKS if name in names}
+    todo: list[ast.AST] = [] if isinstance(body, str) else [*body]
+    names = set[str]()
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.ImportFrom):
+            ours = (node.module or "").split(".")[0] == "minippo"
+            names |= {alias.asname or alias.name for alias in node.names if not ours}
+        else:  # also what is inside if, try, with or a tuple
+            todo += ast.iter_child_nodes(node)
+    return [name for name in CHECKS if {name, f"my_{name}"} & names]
 
 
 def grade(
@@ -103,23 +113,20 @@ def grade(
     start = time.monotonic()
     if unknown := [name for name in tasks if name not in CHECKS]:
         fail("grade", "tasks", f"be among {', '.join(CHECKS)}", ", ".join(unknown))
-    found = find_functions(path)
-    asked = list(tasks or (key["tasks"] if key else found))
+    asked = list(tasks or (key["tasks"] if key else find_functions(path)))
+    body = _parsed(path)
     if not asked:
-        body = _parsed(path)
         problem = body if isinstance(body, str) else f"holds none of {', '.join(CHECKS)}"
         return Grade(path, (Result("file", False, problem),), time.monotonic() - start)
     checks = {name: _check(name, key) for name in asked}
     cases = {name: list(checks[name].generate(seed)) for name in asked}
-    body = _parsed(path)
-    problem = body if isinstance(body, str) else "not in the file."
+    if isinstance(body, str):
+        unread = tuple(Result(name, False, body, finished=False) for name in asked)
+        return Grade(path, unread, time.monotonic() - start)
     results = {
-        name: Result(name, False, problem, finished=False) for name in asked if name not in found
+        answer["name"]: _verdict(checks[answer["name"]], cases[answer["name"]], answer)
+        for answer in _answers(path, asked, cases)
     }
-    todo = {name: found[name] for name in asked if name in found}
-    for answer in _answers(path, todo, {name: cases[name] for name in todo}):
-        name = answer["name"]
-        results[name] = _verdict(checks[name], cases[name], answer)
     return Grade(path, tuple(results[name] for name in asked), time.monotonic() - start)
 
 
@@ -134,7 +141,7 @@ def _check(name: str, key: Mapping[str, Any] | None) -> Check:
 def _parsed(path: Path) -> list[ast.stmt] | str:
     """Return the file's statements without running it, or why it cannot be read."""
     try:
-        return ast.parse(path.read_text(encoding="utf-8"), filename=path.name).body
+        return ast.parse(path.read_bytes(), filename=path.name).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return f"cannot be read: {type(error).__name__}: {error}"
 
@@ -142,7 +149,8 @@ def _parsed(path: Path) -> list[ast.stmt] | str:
 def _verdict(check: Check, cases: Sequence[Case], answer: Mapping[str, Any]) -> Result:
     """Judge what the worker observed. It may have been tampered with: trust no shape."""
     if "problem" in answer:
-        return Result(check.name, False, str(answer["problem"])[:2000])
+        problem = str(answer["problem"])[:2000]
+        return Result(check.name, False, problem, finished=problem != "not in the file.")
     try:
         left_out = [name for name in check.optional if name in answer["left_out"]]
         asked = [c for c in cases if not any(name in c.inputs for name in left_out)]
@@ -158,10 +166,10 @@ def _verdict(check: Check, cases: Sequence[Case], answer: Mapping[str, Any]) -> 
 
 
 def _answers(
-    path: Path, todo: Mapping[str, str], cases: Mapping[str, Sequence[Case]]
+    path: Path, asked: Sequence[str], cases: Mapping[str, Sequence[Case]]
 ) -> Iterator[dict[str, Any]]:
     """Yield one answer per function; a process that dies or hangs is replaced for the rest."""
-    left = dict(todo)
+    left = list(asked)
     while left:
         now = ""
         for message in _run(path, left, cases):
@@ -172,24 +180,24 @@ def _answers(
             if "starting" in message:
                 now = str(message["starting"])
             elif message.get("name") == now and now in left:
-                del left[now]
+                left.remove(now)
                 yield message
                 now = ""
         if left:  # it ended early: blame the function that was running, or the file
             blamed = [now] if now in left else list(left)
             for name in blamed:
-                del left[name]
+                left.remove(name)
                 yield {"name": name, "problem": "not yet. It did not end, or it ended the process."}
 
 
 def _run(
-    path: Path, functions: Mapping[str, str], cases: Mapping[str, Sequence[Case]]
+    path: Path, functions: Sequence[str], cases: Mapping[str, Sequence[Case]]
 ) -> Iterator[dict[str, Any]]:
     """Start a worker and read its messages until it ends or is too slow."""
     seconds = START + EACH * len(functions)
     work = {
         "file": str(path.resolve()),
-        "functions": dict(functions),
+        "functions": list(functions),
         "cases": {name: [asdict(case) for case in cases[name]] for name in functions},
         "seconds": int(seconds),
     }
@@ -255,7 +263,7 @@ def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
 
 def _environment() -> dict[str, str]:
     """Path to minippo, offline mode, and one thread so that files can be graded in parallel."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     found = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "SYSTEMROOT", "LANG")}
     return found | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

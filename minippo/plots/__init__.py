@@ -5,7 +5,7 @@ Each picture is one function, usable on its own; `show` puts it into a notebook 
 explorer of the same name.
 """
 
-from minippo.plots._base import COLOURS, STYLES, Picture, Shown, png, show, tidy
+from minippo.plots._base import COLOURS, STYLES, Picture, Shown, folded, png, show, tidy
 from minippo.plots.alternatives import grouped_bars, preference_loss
 from minippo.plots.bugs import (
     UNDECIDED,
@@ -26,14 +26,16 @@ from minippo.plots.clipping import (
     clip_or_penalty_panels,
     clipping,
     clipping_panels,
+    token_ratios,
 )
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
-from minippo.plots.controllers import KLController, kl_controller, kl_controller_panels
-from minippo.plots.credit import Credit, credit, credit_panels
+from minippo.plots.controllers import KLController, kl_controller
+from minippo.plots.credit import Credit, credit, credit_panels, credit_rows, surprises, token_truth
 from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
     NextToken,
+    kl_estimators,
     kl_two_ways,
     kl_two_ways_panels,
     next_token,
@@ -56,6 +58,7 @@ from minippo.plots.rewards import (
 )
 from minippo.plots.runs import History, TrainingRun, health, training_run, training_run_panels
 from minippo.plots.seeds import each_seed, over_seeds
+from minippo.plots.simple import bars, lines, two_lines
 
 __all__ = [
     "COLOURS",
@@ -83,6 +86,7 @@ __all__ = [
     "Symptom",
     "TokenMicroscope",
     "TrainingRun",
+    "bars",
     "bug_curves",
     "bug_curves_panels",
     "bug_scores",
@@ -94,14 +98,17 @@ __all__ = [
     "combined_loss_panels",
     "credit",
     "credit_panels",
+    "credit_rows",
     "each_seed",
+    "folded",
     "frontier",
     "grouped_bars",
     "health",
     "kl_controller",
-    "kl_controller_panels",
+    "kl_estimators",
     "kl_two_ways",
     "kl_two_ways_panels",
+    "lines",
     "logged_and_true_kl",
     "next_token",
     "next_token_panels",
@@ -117,11 +124,15 @@ __all__ = [
     "replay",
     "replay_panels",
     "show",
+    "surprises",
     "symptom_table",
     "symptoms",
     "tidy",
     "token_microscope",
     "token_microscope_panels",
+    "token_ratios",
+    "token_truth",
     "training_run",
     "training_run_panels",
+    "two_lines",
 ]

@@ -50,8 +50,8 @@ class Shown:
     It is stored as lossless WebP, a third smaller: notebooks are most of a clone's text.
     """
 
-    def __init__(self, png: bytes, alt: str, caption: str) -> None:
-        self.png, self.alt, self.caption = png, alt, caption
+    def __init__(self, png: bytes, alt: str, caption: str, fold: str = "") -> None:
+        self.png, self.alt, self.caption, self.fold = png, alt, caption, fold
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         small = io.BytesIO()
@@ -62,7 +62,13 @@ class Shown:
             f'<figure><img alt="{html.escape(self.alt)}" src="data:image/webp;base64,{data}"/>'
             f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
         )
+        page = folded(page, self.fold) if self.fold else page
         return {"text/plain": f"{self.alt}\n{self.caption}", "text/html": page}
+
+
+def folded(page: str, label: str) -> str:
+    """HTML that the reader opens: JupyterLab, VS Code, Colab and the site all fold it."""
+    return f"<details><summary>{html.escape(label)}</summary>{page}</details>"
 
 
 def png(figure: Figure, *, colours: int = 16) -> bytes:
@@ -86,9 +92,12 @@ def png(figure: Figure, *, colours: int = 16) -> bytes:
     return small.getvalue()
 
 
-def show(figure: Figure, *, alt: str, caption: str) -> Shown:
-    """Show the figure, as a cell's last line, with alternative text (alt) and caption."""
-    return Shown(png(figure), alt, caption)
+def show(figure: Figure, *, alt: str, caption: str, fold: str = "") -> Shown:
+    """Show the figure, as a cell's last line, with alternative text (alt) and caption.
+
+    `fold` folds it under this summary, for a picture that answers a question.
+    """
+    return Shown(png(figure), alt, caption, fold)
 
 
 class Picture(ABC):

@@ -33,8 +33,17 @@ def preference_loss() -> Figure:
     return figure
 
 
-def grouped_bars(series: Mapping[str, Sequence[float]], names: Sequence[str], *, y: str) -> Figure:
-    """Plot bars side by side: one group per name, with one bar per series."""
+def grouped_bars(
+    series: Mapping[str, Sequence[float]],
+    names: Sequence[str],
+    *,
+    y: str,
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Plot bars side by side: one group per name, with one bar per series.
+
+    `colours` maps a series to its symbol in `COLOURS`.
+    """
     sizes = {name: len(values) for name, values in series.items()}
     if not 1 <= len(series) <= len(LOOKS) or set(sizes.values()) != {len(names)}:
         must = f"be 1 to {len(LOOKS)} series of {len(names)} numbers, one for each name"
@@ -44,7 +53,7 @@ def grouped_bars(series: Mapping[str, Sequence[float]], names: Sequence[str], *,
     places = np.arange(len(names))
     for k, ((label, values), (colour, _, _)) in enumerate(zip(series.items(), LOOKS, strict=False)):
         look: dict[str, Any] = {
-            "color": colour,
+            "color": COLOURS[colours[label]] if colours else colour,
             "hatch": HATCHES[k],
             "edgecolor": "black",
             "label": label,

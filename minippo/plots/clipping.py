@@ -1,9 +1,11 @@
 """Pictures of the clip, with six regions, two of them flat, and of the penalty instead."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from minippo import clip_is_active, clipped_surrogate, kl_k3, penalty_surrogate
@@ -219,4 +221,34 @@ def clip_or_penalty_panels(coefs: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)) -> F
         tidy(axes, x="ratio p / p_old")
     figure.axes[0].set_ylabel("objective")
     figure.axes[0].legend(loc="lower right", fontsize=9)
+    return figure
+
+
+def token_ratios(
+    words: Sequence[str], ratios: Tensor, advantage: float, *, epsilon: float = 0.2
+) -> Figure:
+    """Plot the ratio of each token of one response, above or below 1, and which are flat.
+
+    What to see: ratios leave the band (grey), most of them in the direction that the advantage
+    asks for, where the token is flat (white bar); a bar with a colour still learns.
+    """
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    active = clip_is_active(ratios, torch.full_like(ratios, advantage), epsilon).tolist()
+    colour = COLOURS["policy"]
+    bars = axes.bar(
+        range(len(words)), (ratios - 1).tolist(), bottom=1, edgecolor=colour,
+        color=["white" if flat else colour for flat in active],
+    )  # fmt: skip
+    axes.bar_label(bars, [f"{x:.1f}" if abs(x - 1) > epsilon else "" for x in ratios.tolist()])
+    axes.axhspan(1 - epsilon, 1 + epsilon, color=BAND, zorder=0)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.margins(y=0.15)
+    axes.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
+    way = "more" if advantage > 0 else "less"
+    axes.set_title(f"A = {advantage:+.2f}: should become {way} likely")
+    tidy(axes, y="ratio p / p_old (log scale)")
+    handles = [Patch(fc="white", ec=colour, label="flat"), Patch(fc=colour, label="learns")]
+    axes.legend(handles=handles, fontsize=9)
     return figure

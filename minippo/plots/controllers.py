@@ -1,7 +1,5 @@
 """A picture of the adaptive KL controller at work."""
 
-from typing import Any
-
 from matplotlib.figure import Figure
 
 from minippo import AdaptiveKL
@@ -68,20 +66,3 @@ def kl_controller(*, target: float = 4.0, horizon: int = 1000) -> Figure:
     picture = KLController()
     picture.move(target=target, horizon=horizon)
     return picture.figure
-
-
-def kl_controller_panels(horizons: tuple[int, ...] = (200, 1000, 5000)) -> Figure:
-    """Plot the same target with a short, a medium and a long horizon.
-
-    What to see: how long the KL stays above its target, and whether it swings.
-    """
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
-    axes: Any
-    for axes, horizon in zip(figure.subplots(1, len(horizons), sharey=True), horizons, strict=True):
-        kls, _ = drift(4.0, horizon)
-        axes.plot(range(1, STEPS + 1), kls, "--", lw=2, color=COLOURS["kl"])
-        axes.axhline(4.0, ls=":", color="black")
-        axes.set_title(f"horizon {horizon}")
-        tidy(axes, x="PPO step")
-    figure.axes[0].set_ylabel("KL (nats/response)")
-    return figure

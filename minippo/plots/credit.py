@@ -1,6 +1,7 @@
 """A picture of credit: one response, token by token, from reward to advantage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ from matplotlib.text import Text
 from torch import Tensor
 
 from minippo import gae, monte_carlo_returns, td_errors
-from minippo.plots._base import Picture
+from minippo.plots._base import COLOURS, LINE, Picture, tidy
 
 HEAT = colormaps["PuOr_r"].resampled(9)  # few colours: the stored PNG has 16
-ROWS = ("reward r", "value V", "TD error", "advantage A", "return R")
+ROWS = ("reward r", "value V", "TD error", "advantage A", "return G")
 
 
 def ink(share: float) -> str:
@@ -98,18 +99,75 @@ def credit_panels(
 
     What to see: how far to the left the surprise at the end reaches.
     """
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    table = {f"lambda {lam:g}": credit_table(rewards, values, 1.0, lam)[3] for lam in lams}
+    return credit_rows(words, table)
+
+
+def credit_rows(words: Sequence[str], rows: Mapping[str, Tensor]) -> Figure:
+    """Plot several opinions on the tokens of a response, one coloured row per opinion.
+
+    What to see: to which token each gives credit (orange) or blame (purple).
+    """
+    middle = _middle(len(words))
+    tall = 0.5 if middle["rotation"] else 0.4
+    figure = Figure(figsize=(9, 1.1 + tall * len(rows)), layout="constrained")
     axes = figure.subplots()
-    table = torch.stack([credit_table(rewards, values, 1.0, lam)[3] for lam in lams])
+    table = torch.stack([*rows.values()])
     top = max(1.0, float(table.abs().max()))
     axes.imshow(table.numpy(), cmap=HEAT, vmin=-top, vmax=top, aspect="auto")
-    axes.set_yticks(range(len(lams)), [f"lambda {lam:g}" for lam in lams])
+    axes.set_yticks(range(len(rows)), [*rows])
     axes.set_xticks(range(len(words)), words, rotation=40, ha="right", fontsize=9)
     axes.set_xlabel("token of the response")
     axes.spines[:].set_visible(False)
     for i, row in enumerate(table.tolist()):
         for t, x in enumerate(row):
-            axes.text(t, i, f"{x:.2f}", color=ink(x / top), **_middle(len(words)))
+            axes.text(t, i, f"{round(x, 2) + 0.0:.2f}", color=ink(x / top), **middle)
+    return figure
+
+
+def surprises(words: Sequence[str], values: Tensor, score: float) -> Figure:
+    """Plot the score expected before each token, and the step that each token makes.
+
+    What to see: the steps are TD errors; the last one leads to the score.
+    """
+    levels, n = [*values.tolist(), score], len(words)
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.hlines(levels, range(n + 1), range(1, n + 2), color=COLOURS["value"], lw=3)
+    for t, (a, b) in enumerate(pairwise(levels), 1):
+        arrow = {"arrowstyle": "->", "color": COLOURS["advantage"], "lw": 2}
+        axes.annotate("", (t, b), (t, a), arrowprops=arrow)
+        axes.text(t + 0.06, (a + b) / 2 if abs(b - a) > 0.2 else b + 0.05, f"{b - a:+.1f}")
+    axes.text(n + 0.1, score + 0.06, f"the score, {score:.1f}")
+    axes.set_xticks(range(1, n + 1), words)
+    axes.set_ylim(min(levels) - 0.2, max(levels) + 0.25)
+    tidy(axes, x="token", y="expected score")
+    return figure
+
+
+def token_truth(
+    words: Sequence[str],
+    values: Tensor,
+    errors: Tensor,
+    score: float,
+    guesses: Mapping[str, Tensor] | None = None,
+) -> Figure:
+    """Plot the measured value before each token, two standard errors up and down, and the score.
+
+    What to see: a token's credit is the step that the line makes above its word. `guesses` are
+    other values at the same places.
+    """
+    places = [t - 0.5 for t in range(len(words) + 1)]
+    figure = Figure(figsize=(9, 3.3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(places, [*values.tolist(), score], "k-", lw=1.5)
+    axes.errorbar(places[:-1], values, 2 * errors, fmt="ko", ms=4, capsize=3, label="measured")
+    looks = ((COLOURS["value"], "--"), (LINE, ":"))
+    for (name, guess), (colour, style) in zip((guesses or {}).items(), looks, strict=False):
+        axes.plot(places[:-1], guess, style, color=colour, lw=2, label=name)
+    axes.set_xticks(range(len(words)), words, rotation=40, ha="right", fontsize=9)
+    axes.legend(fontsize=9)
+    tidy(axes, x="token of the response", y="expected score")
     return figure
 
 

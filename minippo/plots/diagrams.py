@@ -1,6 +1,7 @@
 """Two box-and-arrow diagrams: the three stages of RLHF and one step of PPO.
 
 A lesson lights its own box; the alternative text names what is lit and says what happens there.
+With `have`, the boxes are a plan: what a student has built is filled, what is missing dashed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,17 +86,20 @@ class Diagram(Picture):
                 fail(cls.__name__, "lit", f"be one or several of {known}", repr(name))
         return found
 
-    def move(self, *, lit: Lit = ()) -> str:
-        """Light these boxes and return what happens in them."""
-        names = self.lit(lit)
+    def move(self, *, lit: Lit = (), have: Lit | None = None) -> str:
+        """Light these boxes and return what happens in them; all but those in `have` are dashed."""
+        names = self.lit(lit if have is None else have)
         for name, (patch, words) in self._boxes.items():
             symbol, on = self.BOXES[name].symbol, name in names
+            missing = have is not None and not on
             colour, pale = COLOURS[symbol], symbol in ("old", "reward", "value", "advantage")
-            patch.set(facecolor=colour if on else "white", edgecolor=colour, linewidth=2)
-            patch.set_linestyle("--" if symbol == "data" else "-")
+            patch.set(facecolor=colour if on else "white", edgecolor=LINE if missing else colour)
+            patch.set(linewidth=1 if missing else 2)
+            patch.set_linestyle("--" if missing or symbol == "data" else "-")
             words.set_weight("bold" if on else "normal")
-            words.set_color("white" if on and not pale else QUIET if names and not on else "black")
-        return self.say(lit)
+            quiet = missing or (names and not on)
+            words.set_color("white" if on and not pale else QUIET if quiet else "black")
+        return self.say(names)
 
     @classmethod
     def say(cls, lit: Lit = ()) -> str:
@@ -200,7 +204,7 @@ class PPOStep(Diagram):
             "Each token pays beta times its KL; the last one also gets the score."),
         "advantages": Box(1, 2, "advantages A", "advantage",
             "GAE says how much better each token did than predicted."),
-        "returns": Box(0, 2, "returns R", "value",
+        "returns": Box(0, 2, "returns G", "value",
             "Advantage plus value is the return: what to predict next time."),
         "value loss": Box(0, 3, "value loss", "value",
             "The value loss pulls the values to the returns."),
@@ -243,7 +247,7 @@ class PPOStep(Diagram):
         [(4 + WIDE / 2, 4), (4.75, 4), (4.75, -0.5), (1, -0.5), (1, -HIGH / 2)],
     ]
     BANDS: ClassVar = {
-        "collect": (-0.5, -0.78, 4.9, 1.42, "collect: once a rollout"),
+        "collect": (-0.5, -0.78, 4.9, 1.42, "collect: once per rollout"),
         "credit": (-0.5, 1.46, 4.9, 2.42, "credit"),
         "learn": (-0.5, 2.46, 4.9, 4.45, "learn"),
     }
@@ -266,15 +270,16 @@ def pipeline_alt(lit: Lit = ()) -> str:
     return _alt("Three stages in boxes and arrows", Pipeline, lit)
 
 
-def ppo_step(lit: Lit = ()) -> Figure:
+def ppo_step(lit: Lit = (), *, have: Lit | None = None) -> Figure:
     """Draw one PPO step: what is computed from what.
 
-    `lit`: "collect", "credit", "learn", or names of boxes (`PPOStep.BOXES`). What to see:
-    everything above the last band is measured once and stays fixed; only ratio, entropy and losses
-    are recomputed per minibatch, with a policy that has moved since.
+    `lit`: "collect", "credit", "learn", or names of boxes (`PPOStep.BOXES`). `have`: the boxes that
+    have been built; all others are dashed. What to see: everything above the last band is measured
+    once and stays fixed; only ratio, entropy and losses are recomputed per minibatch, with a policy
+    that has moved since.
     """
     picture = PPOStep()
-    picture.move(lit=lit)
+    picture.move(lit=lit, have=have)
     return picture.figure
 
 

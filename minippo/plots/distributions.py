@@ -172,6 +172,24 @@ def kl_two_ways(*, shift: float = 1.5, sharpen: float = 1.0) -> Figure:
     return picture.figure
 
 
+def kl_estimators() -> Figure:
+    """Plot k1, k2 and k3 of one token over d, the log-ratio of policy and reference.
+
+    What to see: near 0, k2 and k3 are the same parabola, while k1 is a line through 0, negative on
+    the left; far to the left, where the reference likes the token better, k3 explodes.
+    """
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots()
+    d = torch.linspace(-3, 3, 121)
+    for (name, k), style in zip(ESTIMATORS.items(), ("-", "--", "-."), strict=True):
+        axes.plot(d, k(d, torch.zeros_like(d)), style, color=COLOURS["kl"], lw=2, label=name)
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set_ylim(-3, 8)
+    axes.legend()
+    tidy(axes, x="d: log-prob under the policy minus under the reference", y="nats")
+    return figure
+
+
 def kl_two_ways_panels(shifts: Sequence[float] = (0.25, 1.0, 2.5)) -> Figure:
     """Plot k1, k2 and k3 for policies farther and farther away.
 

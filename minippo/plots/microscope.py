@@ -30,24 +30,28 @@ class TokenMicroscope(Picture):
     def __init__(self, records: Sequence[Record]) -> None:
         """`records`: as made by `record.Recorder`, in any order.
 
-        Each is a mapping with "step", "prompt", "tokens" (strings), "score", and per token
-        "ratio", "advantage", "kl" (nats) and "entropy" (nats).
+        Each is a mapping with "step", "prompt", "tokens" (strings), and per token "ratio",
+        "advantage", "kl" (nats) and "entropy" (nats), or some of them; a "score" is shown, too.
         """
         _check("TokenMicroscope", records)
         self._records = sorted(records, key=lambda record: record["step"])
         self.prompts = list(dict.fromkeys(record["prompt"] for record in records))
         self.steps = sorted({record["step"] for record in records})
-        self._tops = {name: _top(records, name) for name in QUANTITIES}
+        self.quantities = [name for name in QUANTITIES if name in records[0]]
+        self._tops = {name: _top(records, name) for name in self.quantities}
         lines = math.ceil(max(len(record["tokens"]) for record in records) / ACROSS)
         figure = Figure(figsize=(9, 0.4 + 0.5 * lines), layout="constrained")
         self._strip = _Strip(figure.subplots(), lines)
         super().__init__(figure, self._strip.artists)
 
     def move(
-        self, *, prompt: str | None = None, step: int | None = None, quantity: str = "ratio"
+        self, *, prompt: str | None = None, step: int | None = None, quantity: str | None = None
     ) -> str:
-        """Show a prompt's (default: the first) latest record up to a step (default: the last)."""
-        record = self.record(prompt, step)
+        """Show a prompt's (default: the first) latest record up to a step (default: the last).
+
+        The default quantity is the first that the records hold.
+        """
+        record, quantity = self.record(prompt, step), quantity or self.quantities[0]
         self.draw(self._strip, record, quantity)
         numbers, tokens = record[quantity], [_written(token) for token in record["tokens"]]
         shown = [_number(x, quantity) for x in numbers]
@@ -57,7 +61,7 @@ class TokenMicroscope(Picture):
             f"Step {record['step']}, {NAMES.get(quantity, quantity)}, {len(tokens)} tokens: "
             f"mean {mean}, from {shown[low]} at token {low + 1} "
             f"({tokens[low]}) to {shown[high]} at token {high + 1} ({tokens[high]}); "
-            f"score {record['score']:.2f}; prompt: {record['prompt']!r}."
+            f"{_score(record, '; ')}prompt: {record['prompt']!r}."
         )
 
     def record(self, prompt: str | None, step: int | None) -> Record:
@@ -70,12 +74,12 @@ class TokenMicroscope(Picture):
 
     def draw(self, strip: "_Strip", record: Record, quantity: str) -> None:
         """Draw a record's tokens in a strip."""
-        if quantity not in QUANTITIES:
-            fail("TokenMicroscope", "quantity", f"be one of {', '.join(QUANTITIES)}", quantity)
+        if quantity not in self.quantities:
+            fail("TokenMicroscope", "quantity", f"be one of {', '.join(self.quantities)}", quantity)
         tokens = [_written(token) for token in record["tokens"]]
         strip.write(tokens, record[quantity], quantity, self._tops[quantity])
         strip.title.set_text(
-            f"step {record['step']}, score {record['score']:.2f}: "
+            f"step {record['step']}, {_score(record, ': ')}"
             f"{NAMES.get(quantity, quantity)}, after {_cut(record['prompt'], 50)!r}"
         )
 
@@ -118,7 +122,7 @@ def token_microscope(
     *,
     prompt: str | None = None,
     step: int | None = None,
-    quantity: str = "ratio",
+    quantity: str | None = None,
 ) -> Figure:
     """Plot one response at one step, each token coloured by ratio, advantage, KL or entropy.
 
@@ -137,7 +141,7 @@ def token_microscope_panels(
     *,
     prompt: str | None = None,
     steps: Sequence[int] | None = None,
-    quantity: str = "ratio",
+    quantity: str | None = None,
 ) -> Figure:
     """Plot the answers to one prompt at several steps (default: first and last), stacked.
 
@@ -150,7 +154,7 @@ def token_microscope_panels(
     figure = Figure(figsize=(9, 0.5 * sum(lines) + 0.4 * len(lines)), layout="constrained")
     grid = figure.subplots(len(shown), 1, squeeze=False, height_ratios=lines)
     for axes, record, n in zip(grid[:, 0], shown, lines, strict=True):
-        picture.draw(_Strip(axes, n), record, quantity)
+        picture.draw(_Strip(axes, n), record, quantity or picture.quantities[0])
     return figure
 
 
@@ -158,6 +162,10 @@ def _top(records: Sequence[Record], name: str) -> float:
     """Distance from neutral of the darkest colour: 19 of 20 tokens are within it."""
     far = [abs(x - QUANTITIES[name][0]) for record in records for x in record[name]]
     return max(float(np.quantile(far, 0.95)), 1e-3)
+
+
+def _score(record: Record, end: str) -> str:
+    return f"score {record['score']:.2f}{end}" if "score" in record else ""
 
 
 def _number(x: float, quantity: str) -> str:
@@ -176,12 +184,13 @@ def _check(caller: str, records: Sequence[Record]) -> None:
     if not records:
         fail(caller, "records", "hold at least one record", "none")
     for i, record in enumerate(records):
-        wanted = ("step", "prompt", "tokens", "score", *QUANTITIES)
+        some = [name for name in QUANTITIES if name in records[0]] or ["ratio"]
+        wanted = ("step", "prompt", "tokens", *some)
         if missing := [key for key in wanted if key not in record]:
             fail(caller, f"records[{i}]", f"hold {', '.join(wanted)}", f"no {', '.join(missing)}")
         if not record["tokens"]:
             fail(caller, f"records[{i}]['tokens']", "hold at least one token", "none")
-        for name in QUANTITIES:
+        for name in some:
             came, n = record[name], len(record["tokens"])
             if len(came) != n or not all(math.isfinite(x) for x in came):
                 must = f"be {n} finite numbers, one for each token"

@@ -2,10 +2,10 @@
 
 They use only core ipywidgets (7.7 and 8), so JupyterLab, Notebook 7, VS Code and Colab can show
 them. There is no mathematics here: a slider moves a picture, and the picture calls minippo's
-functions. Each has a `_panels` twin in `plots` for readers without a kernel.
+functions. Most have a `_panels` twin in `plots` for readers without a kernel.
 """
 
-from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets._explorer import Explorer, Question, ask
 from minippo.widgets.bugs import guess_the_bug
 from minippo.widgets.compare import Comparison, Share, Table, compare, compare_panels
 from minippo.widgets.dashboard import Dashboard, dashboard
@@ -36,6 +36,7 @@ __all__ = [
     "Question",
     "Share",
     "Table",
+    "ask",
     "clip_or_penalty",
     "clipping",
     "combined_loss",

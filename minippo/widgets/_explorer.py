@@ -7,7 +7,8 @@ from typing import Any
 
 import ipywidgets
 
-from minippo.plots import Picture
+from minippo.course.told import told
+from minippo.plots import Picture, folded
 
 Controls = Mapping[str, ipywidgets.Widget]
 
@@ -23,10 +24,11 @@ class Widget:
         return {"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}
 
 
-class Question:
+class Question(Widget):
     """Predict, then move: the explanation comes after the reader has committed to an answer."""
 
     def __init__(self, asks: str, options: Sequence[str], right: int, explains: str) -> None:
+        self.asks, self.options = asks, list(options)
         self.right, self.explains = options[right], explains
         self.choice = ipywidgets.RadioButtons(
             options=list(options), value=None, description="", layout={"width": "auto"}
@@ -41,6 +43,29 @@ class Question:
         self.answer.value = f"<i>{html.escape(f'{word} {self.explains}')}</i>"
         self.choice.disabled = True
 
+    def __repr__(self) -> str:
+        return "\n".join([f"What would you expect? {self.asks}", *(f"- {x}" for x in self.options)])
+
+    @property
+    def page(self) -> str:
+        """What is shown without a kernel: the question, with the answer folded."""
+        asks, right, explains = map(html.escape, (self.asks, self.right, self.explains))
+        options = "".join(f"<li>{html.escape(option)}</li>" for option in self.options)
+        page = f"<p><b>What would you expect?</b> {asks}</p><ul>{options}</ul>"
+        return page + folded(f"<p>{right}. {explains}</p>", "The answer")
+
+    def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
+        return super()._repr_mimebundle_(**more) | {"text/html": self.page}
+
+
+def ask(key: str) -> Question:
+    """Ask a lesson's question: `widgets.ask("05-first")`. The answer is not in the notebook."""
+    said = told("ask", "ask", key)
+    return Question(said["text"], said["options"], said["right"], said["explains"])
+
+
+Asked = Question | str | None  # a question, its key, or none
+
 
 class Explorer(Widget):
     """A picture that follows its controls.
@@ -50,8 +75,9 @@ class Explorer(Widget):
     """
 
     def __init__(
-        self, name: str, picture: Picture, controls: Controls, *, question: Question | None = None
+        self, name: str, picture: Picture, controls: Controls, *, question: Asked = None
     ) -> None:
+        question = ask(question) if isinstance(question, str) else question
         self.name, self.picture, self.controls, self.question = name, picture, controls, question
         width, height = picture.figure.get_size_inches() * picture.figure.dpi
         self.image = ipywidgets.Image(
@@ -89,6 +115,10 @@ class Explorer(Widget):
         self.sentence = self.picture.move(**self.settings)
         self.image.value = self.picture.png()
         self.text.value = f"<p role='status'>{html.escape(self.sentence)}</p>"
+
+    def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
+        shown = super()._repr_mimebundle_(**more)
+        return shown | ({"text/html": self.question.page} if self.question else {})
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.sentence}"

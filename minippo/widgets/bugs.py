@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import ipywidgets
 
 from minippo import plots
-from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets._explorer import Asked, Explorer
 
 
 def guess_the_bug(
-    rows: plots.Rows, explains: Mapping[str, str], *, question: Question | None = None
+    rows: plots.Rows, explains: Mapping[str, str], *, question: Asked = None
 ) -> Explorer:
     """Mystery runs with a bug, drawn against the range of healthy runs: which bug is it?
 

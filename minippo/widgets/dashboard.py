@@ -3,10 +3,12 @@
 import html
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ipywidgets
+from matplotlib.figure import Figure
 
 from minippo import plots
 from minippo._validate import fail
@@ -14,6 +16,7 @@ from minippo.widgets._explorer import Widget
 
 REDRAW = 1.0  # minimum seconds between two pictures
 NARROW = {"width": "7em"}  # a button's layout
+Draw = Callable[[Sequence[Any]], Figure]
 # Five lines of text: where an answer gets longer, the picture below does not jump.
 TEXTS = "<div style='line-height: 1.5; min-height: 9em'>{}</div>"
 
@@ -30,12 +33,16 @@ class Dashboard(Widget):
         error: The exception that ended the training, if any.
     """
 
-    def __init__(self, trainer: Any, prompts: Sequence[str], n_steps: int) -> None:
+    def __init__(
+        self, trainer: Any, prompts: Sequence[str], n_steps: int, draw: Draw | None = None
+    ) -> None:
         if any(isinstance(callback, Dashboard) for callback in trainer.callbacks):
             fail("dashboard", "trainer", "not be in training", "one that another dashboard trains")
         if isinstance(prompts, str) or not prompts:
             fail("dashboard", "prompts", "be a list of at least one text", repr(prompts)[:60])
         self.trainer, self.prompts, self.n_steps = trainer, list(prompts), n_steps
+        self.plain = draw is not None
+        self.draw = draw or partial(plots.training_run, n_steps=n_steps)
         self.sentence = ""
         self.error: BaseException | None = None
         self._state, self._drawn = threading.Condition(), 0.0
@@ -137,7 +144,7 @@ class Dashboard(Widget):
     def _draw(self) -> None:
         """Show the text before and now, the curves and the state."""
         step, self._drawn = len(self.trainer.history), time.monotonic()
-        self.image.value = plots.png(plots.training_run(self.trainer.history, n_steps=self.n_steps))
+        self.image.value = plots.png(self.draw(self.trainer.history))
         first, before = self._before
         rows = {
             "prompt": self.prompts[0],
@@ -166,7 +173,8 @@ class Dashboard(Widget):
             self.sentence = f"{self._now()}, step {len(history)} of {self.n_steps}"
             if history:
                 now = history[-1]
-                self.sentence += f": score {now['score']:.2f}, KL {abs(now['kl']):.1f} nats"
+                kl = "" if self.plain else f", KL {abs(now['kl']):.1f} nats"
+                self.sentence += f": score {now['score']:.2f}{kl}"
             if self.error is not None:
                 self.sentence += f"; {type(self.error).__name__}: {self.error}"
             role = "status" if self.error is None else "alert"
@@ -186,10 +194,13 @@ class Dashboard(Widget):
         return f"dashboard: {self.sentence}."
 
 
-def dashboard(trainer: Any, prompts: Sequence[str], n_steps: int) -> Dashboard:
+def dashboard(
+    trainer: Any, prompts: Sequence[str], n_steps: int, *, draw: Draw | None = None
+) -> Dashboard:
     """Train in the background, with live curves and an answer to the first prompt.
 
     `n_steps` is the total, as in `PPOTrainer.train`, and the training is the same: pausing,
-    drawing and sampling change no weights. Before you use the trainer, pause or `wait()`.
+    drawing and sampling change no weights. Before you use the trainer, pause or `wait()`. `draw`
+    makes another picture of the history, for readers who do not know all the curves yet.
     """
-    return Dashboard(trainer, prompts, n_steps)
+    return Dashboard(trainer, prompts, n_steps, draw)

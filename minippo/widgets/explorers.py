@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from minippo import plots
-from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets._explorer import Asked, Explorer
 from minippo.widgets.bugs import guess_the_bug
 
 
@@ -33,9 +33,7 @@ def _places(low: float, high: float) -> list[float]:
     return [float(x) for x in np.unique(np.ceil(np.linspace(low, high, 41) * 100) / 100)]
 
 
-def clipping(
-    *, tokens: tuple[Tensor, Tensor] | None = None, question: Question | None = None
-) -> Explorer:
+def clipping(*, tokens: tuple[Tensor, Tensor] | None = None, question: Asked = None) -> Explorer:
     """Move epsilon, the advantage and one token's ratio over PPO-Clip's objective and slope.
 
     `tokens`: ratios and advantages of real tokens, drawn as ticks.
@@ -50,7 +48,7 @@ def clipping(
     )
 
 
-def clip_or_penalty(*, question: Question | None = None) -> Explorer:
+def clip_or_penalty(*, question: Asked = None) -> Explorer:
     """PPO-Clip against PPO-Penalty: move epsilon, the penalty's coefficient and the advantage."""
     controls = {
         "epsilon": _slider("epsilon", 0.2, 0.0, 0.5, 0.05),
@@ -60,9 +58,7 @@ def clip_or_penalty(*, question: Question | None = None) -> Explorer:
     return Explorer("clip_or_penalty", plots.ClipOrPenalty(), controls, question=question)
 
 
-def next_token(
-    logits: Tensor, words: Sequence[str], *, question: Question | None = None
-) -> Explorer:
+def next_token(logits: Tensor, words: Sequence[str], *, question: Asked = None) -> Explorer:
     """Move along a response and change the temperature: the next token's distribution.
 
     `logits` [time, vocab] and the vocabulary's `words` come from a model and its tokenizer.
@@ -77,7 +73,7 @@ def next_token(
     return Explorer("next_token", plots.NextToken(logits, words), controls, question=question)
 
 
-def kl_two_ways(*, question: Question | None = None) -> Explorer:
+def kl_two_ways(*, question: Asked = None) -> Explorer:
     """Move a policy away from its reference: KL in both directions, and k1, k2, k3."""
     controls = {
         "shift": _slider('shift to "good"', 1.5, 0.0, 4.0, 0.25),
@@ -86,7 +82,7 @@ def kl_two_ways(*, question: Question | None = None) -> Explorer:
     return Explorer("kl_two_ways", plots.KLTwoWays(), controls, question=question)
 
 
-def kl_controller(*, question: Question | None = None) -> Explorer:
+def kl_controller(*, question: Asked = None) -> Explorer:
     """Set the controller's target and horizon against a policy that drifts."""
     horizon = _choice("horizon", [100, 200, 500, 1000, 2000, 5000, 10000], 1000)
     controls = {"target": _slider("target (nats)", 4.0, 1.0, 10.0, 0.5), "horizon": horizon}
@@ -94,7 +90,7 @@ def kl_controller(*, question: Question | None = None) -> Explorer:
 
 
 def credit(
-    words: Sequence[str], rewards: Tensor, values: Tensor, *, question: Question | None = None
+    words: Sequence[str], rewards: Tensor, values: Tensor, *, question: Asked = None
 ) -> Explorer:
     """Change gamma and lambda for one response: which tokens the score reaches, how strongly."""
     controls = {
@@ -105,7 +101,7 @@ def credit(
     return Explorer("credit", picture, controls, question=question)
 
 
-def combined_loss(*, question: Question | None = None) -> Explorer:
+def combined_loss(*, question: Asked = None) -> Explorer:
     """Weight policy loss, entropy bonus and KL, and see where each pushes the logits."""
     controls = {
         "advantage": _slider("advantage A", 1.0, -1.5, 1.5, 0.25),
@@ -115,9 +111,7 @@ def combined_loss(*, question: Question | None = None) -> Explorer:
     return Explorer("combined_loss", plots.CombinedLoss(), controls, question=question)
 
 
-def training_run(
-    history: plots.History, *, title: str = "", question: Question | None = None
-) -> Explorer:
+def training_run(history: plots.History, *, title: str = "", question: Asked = None) -> Explorer:
     """Move along a run: its seven curves at that step, and which are unhealthy.
 
     `history` as in `PPOTrainer.history`.
@@ -127,31 +121,25 @@ def training_run(
     return Explorer("training_run", picture, controls, question=question)
 
 
-def token_microscope(
-    records: Sequence[Mapping[str, Any]], *, question: Question | None = None
-) -> Explorer:
+def token_microscope(records: Sequence[Mapping[str, Any]], *, question: Asked = None) -> Explorer:
     """Follow one response across iterations: its ratios, advantages, KLs or entropies.
 
     `records` from a recorded run: `record.load_run(path).records`.
     """
     picture = plots.TokenMicroscope(records)
     wide = {"style": {"description_width": "9em"}, "layout": {"width": "32em"}}
-    controls = {
-        "step": _choice("step", picture.steps, picture.steps[-1]),
-        "quantity": ipywidgets.Dropdown(
-            options=list(plots.QUANTITIES), description="colour", **wide
-        ),
-        "prompt": ipywidgets.Dropdown(options=picture.prompts, description="prompt", **wide),
-    }
+    controls: dict[str, Any] = {"step": _choice("step", picture.steps, picture.steps[-1])}
+    for name, label, options in (
+        ("quantity", "colour", picture.quantities),
+        ("prompt", "prompt", picture.prompts),
+    ):
+        if len(options) > 1:
+            controls[name] = ipywidgets.Dropdown(options=options, description=label, **wide)
     return Explorer("token_microscope", picture, controls, question=question)
 
 
 def over_optimisation(
-    kl: Sequence[float],
-    proxy: Sequence[float],
-    gold: Sequence[float],
-    *,
-    question: Question | None = None,
+    kl: Sequence[float], proxy: Sequence[float], gold: Sequence[float], *, question: Asked = None
 ) -> Explorer:
     """Move along the KL: the reward paid, the reward meant, and the gap between them."""
     picture = plots.OverOptimisation(kl, proxy, gold)
@@ -161,10 +149,7 @@ def over_optimisation(
 
 
 def frontier(
-    methods: Mapping[str, Sequence[plots.Points]],
-    *,
-    reward: str = "gold",
-    question: Question | None = None,
+    methods: Mapping[str, Sequence[plots.Points]], *, reward: str = "gold", question: Asked = None
 ) -> Explorer:
     """Set a KL budget: the best each method achieves within it.
 
@@ -176,13 +161,13 @@ def frontier(
     return Explorer("frontier", picture, controls, question=question)
 
 
-def pipeline(*, question: Question | None = None) -> Explorer:
+def pipeline(*, question: Asked = None) -> Explorer:
     """Walk through the three stages, box by box."""
     controls = {"lit": _choice("box", list(plots.Pipeline.BOXES), "base")}
     return Explorer("pipeline", plots.Pipeline(), controls, question=question)
 
 
-def ppo_step(*, question: Question | None = None) -> Explorer:
+def ppo_step(*, question: Asked = None) -> Explorer:
     """Walk through one PPO step, box by box."""
     controls = {"lit": _choice("box", list(plots.PPOStep.BOXES), "prompts")}
     return Explorer("ppo_step", plots.PPOStep(), controls, question=question)

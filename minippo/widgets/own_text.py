@@ -9,7 +9,7 @@ import torch
 
 from minippo import plots
 from minippo.plots import Picture
-from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets._explorer import Asked, Explorer
 
 TEXT = "We tried the old bakery by the sea. The"
 
@@ -60,9 +60,7 @@ class OwnText(Picture):
         return f"After {after!r} (token {position} of 0 to {len(ids) - 1}). {said}"
 
 
-def own_text(
-    policy: Any, tokenizer: Any, *, text: str = TEXT, question: Question | None = None
-) -> Explorer:
+def own_text(policy: Any, tokenizer: Any, *, text: str = TEXT, question: Asked = None) -> Explorer:
     """Type a text: its tokens, and the model's next-token distribution after any of them.
 
     The text is read when you press Enter or leave the box. Token 0 is the one the tokenizer

@@ -6,14 +6,11 @@ import ipywidgets
 
 from minippo import plots
 from minippo.record import Run, load_run
-from minippo.widgets._explorer import Explorer, Question
+from minippo.widgets._explorer import Asked, Explorer
 
 
 def replay(
-    run: str | Path | Run,
-    other: str | Path | Run | None = None,
-    *,
-    question: Question | None = None,
+    run: str | Path | Run, other: str | Path | Run | None = None, *, question: Asked = None
 ) -> Explorer:
     """Move through the steps of a recorded run, or play it; with `other`, two at once.
 

@@ -100,6 +100,31 @@ def optimum(
     return (ref_log_probs + scores / beta).log_softmax(-1)
 
 
+def state_by_state(
+    ref_log_probs: Float[Tensor, "prompts responses"],
+    scores: Float[Tensor, "prompts responses"] = SCORES,
+    *,
+    beta: float,
+) -> Float[Tensor, "prompts responses"]:
+    """log pi where a KL in the loss comes to rest: each state weighs scores against its own KL.
+
+    From the last token to the first, pi is proportional to pi_ref * exp(Q / beta), where Q is the
+    mean score to come. In `optimum` Q also counts the KL to come.
+    """
+    worth, log_pi = scores.clone(), torch.zeros_like(scores)
+    for t in reversed(range(TIME)):
+        for state in dict.fromkeys(r[:t] for r in RESPONSES if len(r) > t):
+            leads_to = [[i for i, r in enumerate(RESPONSES) if r[: t + 1] == (*state, word)]
+                        for word in range(len(WORDS))]  # fmt: skip
+            q = torch.stack([worth[:, rows[0]] for rows in leads_to], 1)
+            log_q = torch.stack([ref_log_probs[:, rows].logsumexp(1) for rows in leads_to], 1)
+            log_p = (log_q + q / beta).log_softmax(1)
+            for word, rows in enumerate(leads_to):
+                log_pi[:, rows] += log_p[:, [word]]
+                worth[:, rows] = (log_p.exp() * q).sum(1, keepdim=True)
+    return log_pi
+
+
 def total_variation(log_p: Tensor, log_q: Tensor) -> float:
     """Half the sum of abs(p - q), in [0, 1]; the larger of the two prompts'."""
     return float((0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)).max())

@@ -139,7 +139,7 @@ def absolute_kl(scores, kl, mask, *, kl_coef):
     ("name", "function", "says"),
     [
         ("gae", junk_left_in_the_padding, "It is wrong only on the padding."),
-        ("gae", junk_left_in_the_padding, "It changes when the padding changes"),
+        ("gae", junk_left_in_the_padding, "It is wrong only in rows that end early."),
         ("shape_rewards", absolute_kl, "It is wrong only where the KL is negative."),
         ("shape_rewards", absolute_kl, "Right where kl_coef = 0.0"),
     ],
@@ -152,9 +152,9 @@ def test_an_unknown_mistake_in_advantages_is_described(name, function, says):
 
 
 def test_the_smallest_case_of_a_leaking_advantage_can_be_followed_by_hand():
-    """One response, one token, ordinary numbers in the padding: no NaN."""
+    """The worked example: one response, an ordinary number in the padding, no NaN."""
     text = str(checks.gae(junk_left_in_the_padding))
-    assert "mask = [[True, False]]" in text
+    assert "mask = [[True, True, False]]" in text
     assert "nan" not in text
 
 

@@ -97,7 +97,7 @@ def test_a_wrong_function_of_alternatives_is_named_as_what_it_is(name, mine, mis
         (
             "dpo_loss",
             lambda pc, pr, rc, rr, *, beta: implicit_rewards(pc, pr, rc, rr, beta=beta).mean(),
-            "The shape must be [1]; [] came",
+            "You averaged: one number came where [3] is asked.",
         ),
         (
             "dpo_loss",

@@ -8,7 +8,6 @@ import torch
 import minippo
 from minippo import checks
 from minippo.checks import CHECKS
-from minippo.checks.engine.cases import draws
 from minippo.checks.engine.check import Check
 from minippo.checks.engine.judge import failure
 from minippo.checks.mistakes import CATALOGUE
@@ -35,8 +34,7 @@ def some_cases(check, n):
     """About n cases of many seeds, small ones."""
     cases = []
     for seed in range(n):
-        for draw in draws(f"{check.name} test {seed}", SMALL):
-            cases += check.cases(draw)
+        cases += check.generate(f"test {seed}", sizes=SMALL)
         if len(cases) >= n:
             break
     return cases[:n]
@@ -173,7 +171,9 @@ def test_other_right_implementations_pass(name, function):
 def test_the_idea_comes_before_what_is_data():
     """A leak is named once the rest is right; before, the mistake itself is."""
     leaky = checks.value_loss(lambda values, returns: 0.5 * (values - returns) ** 2)
-    assert leaky.headline == "not yet: data not detached."
+    assert leaky.headline == "right; not yet robust: data not detached."
+    assert leaky.idea
+    assert not leaky.passed
     both = checks.value_loss(lambda values, returns: (values - returns) ** 2)
     assert both.headline == "not yet: half forgotten."
 
@@ -217,11 +217,19 @@ def rewards_on_the_last_column(scores, kl, mask, *, kl_coef):
     ("name", "function", "mistake"),
     [
         ("gae", gae_without_the_mask, "mask not used"),
-        ("entropy", entropy_of_softmax, "0 log 0 is NaN"),
+        ("entropy", entropy_of_softmax, "0 log 0 is NaN and stays in half precision"),
         ("whiten", whiten_by_std, "Bessel's correction and padding not zero"),
         ("token_log_probs", cross_entropy, "sign turned"),
-        ("masked_mean", lambda x, mask: (x * mask).sum() / mask.sum(), "mask multiplied"),
-        ("bradley_terry_loss", lambda c, r: -torch.log(torch.sigmoid(c - r)), "overflows"),
+        (
+            "masked_mean",
+            lambda x, mask: (x * mask).sum() / mask.sum(),
+            "mask multiplied and stays in half precision",
+        ),
+        (
+            "bradley_terry_loss",
+            lambda c, r: -torch.log(torch.sigmoid(c - r)),
+            "overflows and stays in half precision",
+        ),
         # Without a margin "margin added" is right, and so no explanation.
         (
             "bradley_terry_loss",

@@ -12,6 +12,7 @@ from torch.distributions import Categorical
 import minippo
 from minippo import checks
 from minippo.checks import solutions
+from minippo.checks.engine.contract import contract
 from minippo.checks.mistakes import CATALOGUE
 from minippo.rollout import ensemble_score
 from minippo.worlds.enumerable import optimum, responses
@@ -19,7 +20,7 @@ from minippo.worlds.enumerable import optimum, responses
 pytestmark = pytest.mark.usefixtures("without_hook")
 NAMES = [
     "mean_minus_variance", "sequence_ratio", "entropy_bonus", "combined_loss", "optimal_policy",
-    "accumulated_loss", "first_ratio_error",
+    "accumulated_loss", "first_ratio_error", "effective_sample_size", "token_truth",
 ]  # fmt: skip
 
 
@@ -56,6 +57,16 @@ def test_solutions_of_exercises_by_hand():
     error = solutions.first_ratio_error(new, old, tensor([[True, True, False]]))
     assert error.item() == pytest.approx(0.5)
 
+    count = solutions.effective_sample_size(tensor([1.0, 3.0]).log())
+    assert count.item() == pytest.approx((1 + 3) ** 2 / (1 + 9))
+
+
+def test_the_truth_at_every_token_by_hand():
+    # Means 1, 2, 4; deviations sqrt(2) of two numbers, so the means are uncertain by 1.
+    scores = tensor([[0.0, 2.0], [1.0, 3.0], [4.0, 4.0]])
+    found = solutions.token_truth(scores)
+    assert found.tolist() == [[1.0, 2.0], pytest.approx([1.0, 1.0]), [1.0, 2.0]]
+
 
 def test_solutions_of_exercises_agree_with_the_package():
     scores = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
@@ -73,7 +84,8 @@ def test_solutions_of_exercises_are_shown_like_every_other(name, monkeypatch):
     monkeypatch.setattr("minippo.checks.engine.check._ATTEMPTED", set())
     assert name in checks.__all__
     assert getattr(checks, name)(getattr(solutions, name)).passed
-    assert repr(checks.solution(name)) == inspect.getsource(getattr(solutions, name))
+    shown, agreed = repr(checks.solution(name)), contract(name)
+    assert shown == (agreed.solution if agreed else inspect.getsource(getattr(solutions, name)))
 
 
 def test_checks_of_exercises_load_no_transformers():
@@ -100,7 +112,7 @@ def of_two_log_probs(log_probs, old_log_probs, mask):
 
 
 def row_by_row(log_probs, old_log_probs, mask):
-    rows = zip(log_probs.float(), old_log_probs.float(), mask, strict=True)
+    rows = zip(log_probs.float(), old_log_probs.detach().float(), mask, strict=True)
     return torch.stack([(new[m] - old[m]).sum().exp() for new, old, m in rows])
 
 
@@ -135,6 +147,11 @@ def largest_of_both_sides(log_probs, old_log_probs, mask):
         ("accumulated_loss", lambda x, m: minippo.masked_mean(x, m)),
         ("first_ratio_error", largest_of_both_sides),
         ("first_ratio_error", lambda p, q, m: (p.float()[m] - q.float()[m]).expm1().abs().max()),
+        ("effective_sample_size", lambda x: 1 / (x - x.logsumexp(0)).exp().square().sum()),
+        (
+            "effective_sample_size",
+            lambda x: x.double().exp().sum() ** 2 / (2 * x.double()).exp().sum(),
+        ),
         ("mean_minus_variance", two_moments),
         ("mean_minus_variance", lambda s, *, coef: s.mean(0) - coef * s.std(0, correction=0) ** 2),
         ("sequence_ratio", of_two_log_probs),
@@ -189,6 +206,17 @@ def ratios(log_probs, old_log_probs):
             lambda p, q, m: (ratios(p.float(), q.float())[m].mean() - 1).abs(),
             "of the mean ratio",
         ),
+        (
+            "effective_sample_size",
+            lambda x: x.exp().sum() ** 2 / x.exp().square().sum(),
+            "exp overflows",
+        ),
+        (
+            "effective_sample_size",
+            lambda x: x.sum() ** 2 / x.square().sum(),
+            "log-ratios for ratios",
+        ),
+        ("effective_sample_size", lambda x: x.softmax(0).square().sum(), "upside down"),
         ("mean_minus_variance", lambda s, *, coef: s.mean(0) - coef * s.var(0).nan_to_num(), None),
         (
             "mean_minus_variance",
@@ -208,13 +236,13 @@ def ratios(log_probs, old_log_probs):
         ("sequence_ratio", lambda p, q, m: (ratios(p.float(), q.float()) * m).prod(1), None),
         (
             "sequence_ratio",
-            lambda p, q, m: where(m, ratios(p.float(), q.float()), 1.0).prod(1),
+            lambda p, q, m: where(m, ratios(p.float(), q.float().detach()), 1.0).prod(1),
             "masked too late",
         ),
         (
             "sequence_ratio",
             lambda p, q, m: where(m, ratios(p.float(), q.float()), 0.0).sum(1) / m.sum(1),
-            "mean of the token ratios and masked too late",
+            "mean of the token ratios",
         ),
         (
             "sequence_ratio",
@@ -224,7 +252,8 @@ def ratios(log_probs, old_log_probs):
         (
             "sequence_ratio",
             lambda p, q, m: (
-                minippo.sequence_log_prob(p, m).exp() / minippo.sequence_log_prob(q, m).exp()
+                minippo.sequence_log_prob(p, m).exp()
+                / minippo.sequence_log_prob(q.detach(), m).exp()
             ),
             "each sum through exp",
         ),
@@ -245,7 +274,7 @@ def ratios(log_probs, old_log_probs):
         (
             "optimal_policy",
             lambda ref, r, *, beta: (ref.exp() * (r / beta).exp()).log(),
-            "not normalised and multiplied as probabilities",
+            "not normalised",
         ),
         (
             "optimal_policy",
@@ -326,6 +355,13 @@ def test_forty_tokens_at_minus_three_through_exp_are_nan():
     wrong = flawed("sequence_ratio", "each sum through exp")
     assert wrong(log_probs, log_probs, mask).isnan().all()
     assert flawed("sequence_ratio")(log_probs, log_probs, mask).item() == 1.0
+
+
+def test_one_long_answer_of_a_thousand_overflows_where_ratios_are_squared_as_they_are():
+    log_ratios = torch.zeros(1000)
+    log_ratios[0] = 60.0
+    assert flawed("effective_sample_size", "exp overflows")(log_ratios).isnan()
+    assert flawed("effective_sample_size")(log_ratios).item() == pytest.approx(1.0)
 
 
 def test_ratios_of_a_half_and_three_halves():

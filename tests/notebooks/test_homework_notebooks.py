@@ -165,7 +165,7 @@ def text(output: dict) -> str:
 
 def local_verdicts(notebook: dict) -> dict[str, bool]:
     """Function -> did its check, which the student sees, pass?"""
-    found = [re.match(r"(\w+): (passed|not )", shown) for shown in texts(notebook)]
+    found = [re.match(r"(\w+): (passed|not |right;)", shown) for shown in texts(notebook)]
     return {m[1]: m[2] == "passed" for m in found if m}
 
 

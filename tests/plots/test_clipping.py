@@ -117,3 +117,13 @@ def test_the_sentence_of_the_penalty_compares_the_slopes(epsilon, a):
     assert f"and {penalty:.2f} with the penalty." in sentence.replace("-0.00", "0.00")
     if epsilon != 0.5:
         assert f"is {by_hand(1.5, a, epsilon)[1] + 0.0:.2f} with the clip" in sentence
+
+
+def test_a_tokens_bar_is_white_where_the_clip_has_made_it_flat():
+    ratios = torch.tensor([0.5, 0.9, 1.5])
+    for advantage, flat in ((1.0, [False, False, True]), (-1.0, [True, False, False])):
+        axes = plots.token_ratios(["a", "b", "c"], ratios, advantage).axes[0]
+        bars = axes.containers[0]
+        assert [bar.get_facecolor() == (1, 1, 1, 1) for bar in bars] == flat
+        assert [round(bar.get_y() + bar.get_height(), 4) for bar in bars] == [0.5, 0.9, 1.5]
+        assert [t.get_text() for t in axes.texts] == ["0.5", "", "1.5"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from minippo import plots
+from minippo import course, plots
 
 # Written from the lessons, not from the code: what is computed from what.
 FLOWS = {
@@ -112,3 +112,32 @@ def test_a_diagrams_alternative_text_names_the_lit_box():
     assert plots.pipeline_alt("stage 2").count(". ") == 2
     assert "lit" not in plots.pipeline_alt()
     assert plots.pipeline_alt().count(". ") == len(plots.Pipeline.BOXES)
+
+
+def test_boxes_that_a_student_has_are_filled_and_missing_ones_dashed():
+    picture = plots.PPOStep()
+    picture.move(have=["prompts", "ratio"])
+    drawn = {name: patch for name, (patch, _) in picture._boxes.items()}
+    filled = {name for name, patch in drawn.items() if to_rgb(patch.get_facecolor()) != (1, 1, 1)}
+    assert filled == {"prompts", "ratio"}
+    dashed = {name for name, patch in drawn.items() if patch.get_linestyle() == "--"}
+    assert dashed == set(drawn) - {"ratio"}  # prompts are data
+    picture.move(lit="ratio")
+    assert drawn["kl"].get_linestyle() == "-"
+
+
+def test_each_lesson_adds_its_boxes_until_nothing_is_missing():
+    shown = {f"{n:02}": course.progress(f"{n:02}") for n in range(13)}
+    assert shown["00"].caption.startswith("You have: prompts. Missing: policy generates, responses")
+    assert shown["05"].caption == (
+        "You have: prompts, policy generates, responses and mask, score, old log-probs, ratio, "
+        "policy reads a minibatch. Missing: values V, reference log-probs, KL per token, price β, "
+        "rewards r, advantages A, returns G, value loss, clipped loss, entropy, loss, "
+        "gradient step."
+    )
+    assert "After lesson 05, 7 are filled and 12 are dashed." in shown["05"].alt
+    assert shown["11"].caption.endswith("Missing: gradient step.")
+    assert shown["12"].caption.endswith("gradient step. Missing: nothing.")
+    assert shown["12"].png != shown["11"].png
+    with pytest.raises(ValueError, match=r"lesson must be one of 00, 01, .* 12, got '13'"):
+        course.progress("13")

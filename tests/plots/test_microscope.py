@@ -65,6 +65,18 @@ def test_the_panels_show_the_first_and_the_last_response_of_the_prompt():
     assert [title.split(",")[0] for title in titles] == ["step 0", "step 4"]
 
 
+def test_a_microscope_of_ratios_alone_invents_neither_score_nor_advantage():
+    records = [{"step": 1, "prompt": "P?", "tokens": [" a"], "ratio": [1.5]}]
+    picture = plots.TokenMicroscope(records)
+    assert picture.quantities == ["ratio"]
+    assert "score" not in picture.move()
+    with pytest.raises(ValueError, match="quantity must be one of ratio, got advantage"):
+        picture.move(quantity="advantage")
+    (axes,) = plots.token_microscope_panels(records, steps=(1,)).axes
+    assert cells(axes)[0] == [("a", "1.50")]
+    assert axes.get_title(loc="left") == "step 1, ratio, after 'P?'"
+
+
 @pytest.mark.parametrize(
     ("records", "settings", "says"),
     [

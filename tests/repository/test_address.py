@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parents[2]
 set_address = runpy.run_path(str(ROOT / "tools" / "address.py"))["set_address"]
@@ -43,8 +44,8 @@ def test_every_file_has_the_new_address_and_is_otherwise_unchanged(copy):
     for path in sorted((copy / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         title, code = "".join(cells[0]["source"]), "".join(cells[1]["source"])
-        assert f'\nSOURCE = "{FIRST}"  # ' in code
-        compile(code, path.name, "exec")
+        assert f'    %pip install -q --no-deps "minippo @ git+{FIRST}" jaxtyping' in code
+        compile(TransformerManager().transform_cell(code), path.name, "exec")
         link = "https://colab.research.google.com/github/Ann-Lee/minippo/blob/main/notebooks/"
         assert title.splitlines()[:4] == [
             title.splitlines()[0], "", f"[Open in Colab]({link}{path.name})", "",

@@ -24,7 +24,7 @@ ROWS = [
     ("scores rollout sft reward_model", STAGES),
     ("ppo processes checkpoint assumptions trainer", STAGES),
     ("cli __main__", STAGES),
-    ("record worlds plots checks grading practice widgets course", EDGE),  # the folders
+    ("record worlds plots checks grading practice course widgets", EDGE),  # the folders
 ]
 FOLDERS = set(ROWS[-1][0].split())  # the modules of a folder may import each other
 IN_A_COMMAND = {"cli"}  # it imports a folder, but only where a command needs it

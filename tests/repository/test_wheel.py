@@ -24,6 +24,7 @@ socket.getaddrinfo = closed
 
 import minippo
 from minippo import checks, cli, gae, plots, widgets
+from minippo.checks.engine.contract import contract
 from minippo.course import demo
 from minippo.data import DATA, SHIPPED_MODELS, SHIPPED_RUNS, SHIPPED_TEXTS, load_texts, shipped
 from minippo.grading.grade import grade
@@ -43,6 +44,7 @@ assert cli.main(["demo", "--output", "demo"]) == 0
 assert Path("demo/run.png").read_bytes().startswith(b"\\x89PNG")
 
 assert checks.gae(gae).passed
+assert "\\n    kept = " in contract("masked_mean").solution
 Path("answers.py").write_text("def my_kl_k1(log_probs, ref_log_probs):\\n"
                               "    return log_probs - ref_log_probs\\n")
 assert grade(Path("answers.py"), tasks=["kl_k1"]).passed
@@ -73,8 +75,9 @@ def test_the_wheel_holds_the_package_and_the_data_and_is_small(wheel):
     data = {f.relative_to(ROOT / "data") for f in (ROOT / "data").rglob("*") if f.is_file()}
     data = {f for f in data if "__pycache__" not in f.parts}
     assert {f"minippo/_data/{f.as_posix()}" for f in data} <= names
-    modules = {f.relative_to(ROOT).as_posix() for f in (ROOT / "minippo").rglob("*.py")}
-    assert modules <= names
+    for kind in ("*.py", "*.toml"):  # modules; contracts, catalogues, questions and captions
+        files = {f.relative_to(ROOT).as_posix() for f in (ROOT / "minippo").rglob(kind)}
+        assert files <= names
     assert not [
         n for n in names if n.startswith(("tests", "tools", "notebooks")) or "__pycache__" in n
     ]

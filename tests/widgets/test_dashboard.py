@@ -281,3 +281,16 @@ def test_the_dashboard_draws_at_most_once_per_second(monkeypatch):
     widgets.dashboard(tiny.trainer(callbacks=[a_step_takes]), tiny.PROMPTS, 11).wait()
     assert drawn == [0, 3, 6, 9, 11]  # 1.2 seconds apart; the last step is always drawn
     assert pyplot.get_fignums() == []
+
+
+def test_a_picture_of_ones_own_replaces_the_curves_and_the_words_about_kl():
+    drawn = []
+
+    def draw(history):
+        drawn.append(len(history))
+        return plots.lines({"score": [stats["score"] for stats in history]}, x="step", y="score")
+
+    live = widgets.dashboard(tiny.trainer(), tiny.PROMPTS, 2, draw=draw)
+    live.wait()
+    assert (drawn[0], drawn[-1]) == (0, 2)
+    assert "KL" not in live.sentence

@@ -213,6 +213,15 @@ def test_the_answer_comes_after_the_reader_has_committed():
     assert "Ratio 0.50" in explorer.sentence
 
 
+def test_without_a_kernel_an_explorer_still_asks_its_question():
+    question = Question("Which regions are flat?", ["two", "four"], 0, "A step back is learned.")
+    page = widgets.clipping(question=question)._repr_mimebundle_()["text/html"]
+    asked, answer = page.split("<details>")
+    assert "Which regions are flat?" in asked
+    assert "A step back is learned." in answer
+    assert "text/html" not in widgets.clipping()._repr_mimebundle_()
+
+
 def test_a_right_prediction_is_confirmed():
     question = Question("?", ["two", "four"], 0, "So it is.")
     question.choice.value = "two"

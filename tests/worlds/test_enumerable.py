@@ -124,3 +124,24 @@ def test_another_estimator_in_the_reward_leads_away_from_the_optimum(estimator, 
     # for seeds 0 to 2: .69 to .86, from .45; k1 has come to .11 to .16 by then.
     before, after = train(estimator, 25, seed)
     assert after > before + 0.1
+
+
+def test_where_a_kl_in_the_loss_rests_each_token_is_weighed_by_its_score_alone():
+    """At every state log pi - log pi_ref - Q / beta is one number, with Q from pi itself."""
+    ref = distribution(enumerable.policy(0))
+    log_pi = enumerable.state_by_state(ref, beta=BETA)
+    assert_close(log_pi.exp().sum(1), torch.ones(2))
+
+    def after(prefix):
+        return [i for i, r in enumerate(RESPONSES) if r[: len(prefix)] == prefix]
+
+    for state in {r[:t] for r in RESPONSES for t in range(len(r))}:
+        for prompt in range(2):
+            offsets = []
+            for word in range(4):
+                rows = after((*state, word))
+                mass = log_pi[prompt, rows].exp()
+                worth = (mass * SCORES[prompt, rows]).sum() / mass.sum()
+                before = ref[prompt, rows].logsumexp(0)
+                offsets.append(float(mass.sum().log() - before - worth / BETA))
+            assert max(offsets) - min(offsets) < 1e-4

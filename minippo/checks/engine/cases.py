@@ -2,14 +2,12 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from minippo.checks.definitions import leaves as flat
 
 Nested = Any  # floats, ints or bools in lists of lists
 
@@ -27,18 +25,25 @@ class Case:
         note: What is special about the case, in a few words.
         dtype: Dtype of the float tensors.
         slopes: Whether to compare gradients; False at kinks, where right implementations differ.
-        junk: Whether there are junk numbers under the mask.
+        padding: What is under the mask: "numbers" like the others, "zeros" or "junk".
+        robust: Whether the idea may be right and the case fail, as for infinite numbers.
     """
 
     inputs: dict[str, Nested]
     note: str = ""
     dtype: str = "float32"
     slopes: bool = True
-    junk: bool = False
+    padding: str = "numbers"
+    robust: bool = False
 
-    def spoiled(self) -> bool:
-        """Does the case contain any junk?"""
-        return any(x in (1000.0,) or x != x for x in flat(list(self.inputs.values())))
+    @property
+    def special(self) -> str:
+        """What asks for more than the idea; "" if nothing does."""
+        if self.dtype != "float32":
+            return "in half precision"
+        if self.padding == "junk":
+            return "NaN and 1000 under the mask"
+        return self.note if self.robust else ""
 
     def tensors(self) -> dict[str, Any]:
         """Return the inputs as a function receives them."""
@@ -59,28 +64,31 @@ def to_nested(x: Tensor) -> Nested:
 
 
 class Draw:
-    """Random inputs of one size. The same seed draws the same numbers, with or without junk.
+    """Random inputs of one size. The same seed draws the same numbers, whatever is on padding.
 
     Attributes:
         batch, time, vocab: The size.
         mask: Ragged rows of ones, then zeros.
-        junk: Whether numbers under the mask are NaN or huge rather than zero.
+        padding: What is under the mask: "numbers" like the others, "zeros" or "junk".
     """
 
-    def __init__(self, seed: int | str, size: tuple[int, int, int], *, junk: bool) -> None:
+    def __init__(
+        self, seed: int | str, size: tuple[int, int, int], *, padding: str = "numbers"
+    ) -> None:
         self.random = random.Random(f"{seed} {size}")
         self.batch, self.time, self.vocab = size
-        self.junk = junk
+        self.padding = padding
         lengths = [self.random.randint(1, self.time) for _ in range(self.batch)]
         # One row ends one column early, one is full, one is short.
         lengths[:3] = [max(1, self.time - 1), self.time, (self.time + 1) // 2][: self.batch]
         self.mask = [[t < length for t in range(self.time)] for length in lengths]
 
     def case(
-        self, note: str = "", *, dtype: str = "float32", slopes: bool = True, **inputs: Nested
-    ) -> Case:
+        self, note: str = "", *, dtype: str = "float32", slopes: bool = True,
+        robust: bool = False, **inputs: Nested,
+    ) -> Case:  # fmt: skip
         """Make a case of these inputs, in signature order."""
-        return Case(inputs, note, dtype, slopes, self.junk)
+        return Case(inputs, note, dtype, slopes, self.padding, robust)
 
     def number(self, low: float = -2.0, high: float = 2.0) -> float:
         """Draw a multiple of 1/64; up to 4, even bfloat16 represents it exactly."""
@@ -93,21 +101,21 @@ class Draw:
         return [self.floats(*shape[1:], low=low, high=high) for _ in range(shape[0])]
 
     def tokens_of(self, x: Nested) -> Nested:
-        """Put junk under the mask of [batch, time, ...] numbers, or zeros if there is no junk."""
+        """Put the padding under the mask of [batch, time, ...] numbers."""
         return [
             [
-                cell if real else self._spoil(cell, i + t)
+                cell if real or self.padding == "numbers" else self._spoil(cell, i + t)
                 for t, (cell, real) in enumerate(zip(row, mask, strict=True))
             ]
             for i, (row, mask) in enumerate(zip(x, self.mask, strict=True))
         ]
 
     def token_floats(self, low: float = -2.0, high: float = 2.0) -> Nested:
-        """Draw [batch, time] numbers, with junk under the mask."""
+        """Draw [batch, time] numbers, with padding under the mask."""
         return self.tokens_of(self.floats(self.batch, self.time, low=low, high=high))
 
     def log_probs(self) -> Nested:
-        """Draw [batch, time] log-probs in nats, with junk under the mask."""
+        """Draw [batch, time] log-probs in nats, with padding under the mask."""
         return self.token_floats(-3.0, -0.0625)
 
     def logits(self) -> Nested:
@@ -123,14 +131,13 @@ class Draw:
     def _spoil(self, cell: Nested, where: int) -> Nested:
         if isinstance(cell, list):
             return [self._spoil(c, where) for c in cell]
-        return (math.nan if where % 2 else 1000.0) if self.junk else 0.0
+        return (math.nan if where % 2 else 1000.0) if self.padding == "junk" else 0.0
 
 
-def draws(seed: int | str, sizes: Sequence[tuple[int, int, int]] = SIZES) -> Iterator[Draw]:
-    """Yield each size, smallest first, without and then with junk under the mask."""
-    for size in sizes:
-        for junk in (False, True):
-            yield Draw(seed, size, junk=junk)
+def settings(plain: dict[str, Any], /, **others: Any) -> list[dict[str, Any]]:
+    """Plain, then each keyword alone changed, then all: so the one that decides can be named."""
+    alone = [plain | {name: x} for name, x in others.items()]
+    return [plain, *alone, plain | others]
 
 
 def shape(x: Nested) -> list[int]:

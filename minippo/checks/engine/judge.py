@@ -1,16 +1,16 @@
-"""Compare what a function did with what it should have done and describe the error."""
+"""Compare what a function did with what it should have done."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from minippo.checks.definitions import leaves as flat
 from minippo.checks.engine.cases import Case, Nested, shape
 from minippo.checks.engine.observe import Observation
 
 TOLERANCE = 1e-5  # relative to max(1, |expected|)
-Region = Callable[[dict[str, Nested]], Nested]  # inputs -> True where it holds, per output
+AMPERSAND = ("bitwise_", "for &:", "for |:")
+BRACKETS = "\n`&` and `|` bind more tightly than `>`: put brackets around each comparison."
 
 
 @dataclass(frozen=True)
@@ -21,28 +21,53 @@ class Expected:
         value: The definition's value.
         slopes: Argument -> gradient of sum(weights * value).
         none: Arguments that no gradient may reach.
+        kinks: Argument -> how far, for each number, the one-sided gradients are from `slopes`.
     """
 
     value: Nested
     slopes: dict[str, Nested]
     none: Sequence[str] = ()
+    kinks: dict[str, list[float]] = field(default_factory=dict)
+
+    def has_slope(self, name: str, got: Nested) -> bool:
+        """Is this the gradient? At a kink it may be anything between the one-sided ones."""
+        slope = self.slopes[name]
+        found, right = flat(zeros(slope) if got is None else got), flat(slope)
+        kinks = self.kinks.get(name) or [0.0] * len(right)
+        return len(found) == len(right) and all(
+            near(a, b, TOLERANCE) or abs(a - b) <= TOLERANCE + kink
+            for a, b, kink in zip(found, right, kinks, strict=True)
+        )
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One failing case: `part` is "value", "slope of x", ...; `says` describes it."""
+    """One failing case: `part` is "value", "slope of x", ...; `says` describes it.
+
+    `right` and `wrong` are the arguments to which the gradient is right and wrong.
+    """
 
     case: Case
     part: str
     says: str
     got: Nested = None
     expected: Nested = None
+    right: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+
+    @property
+    def special(self) -> str:
+        """What may fail although the idea is right; "" if it is the idea that is wrong."""
+        return self.case.special or (self.says.rstrip(".") if self.part == "leak" else "")
 
 
 def failure(case: Case, expected: Expected, seen: Observation) -> Failure | None:
     """Return the most basic error on this case; None if there is none."""
     if seen.kind == "raised":
-        return Failure(case, "raised", f"It raised an error.\n{seen.message}")
+        hint = BRACKETS if any(word in seen.message for word in AMPERSAND) else ""
+        return Failure(case, "raised", f"It raised an error.\n{seen.message}{hint}")
+    if seen.kind == "none":
+        return Failure(case, "nothing", "It returned None: is `return` missing?")
     if seen.kind == "unfinished":
         return Failure(case, "nothing", "It returned nothing here.")
     if seen.kind == "wrong type":
@@ -53,21 +78,23 @@ def failure(case: Case, expected: Expected, seen: Observation) -> Failure | None
         what = f"It moved the global random state of {seen.touched[0]}."
         return Failure(case, "touched", what)
     if shape(seen.value) != shape(expected.value):
-        says = f"The shape must be {shape(expected.value)}; {shape(seen.value)} came."
-        return Failure(case, "shape", says, seen.value, expected.value)
+        return Failure(case, "shape", _shapes(seen, expected), seen.value, expected.value)
     kind = _kind(expected.value)
     # A half-precision answer to half-precision inputs is judged by its value.
     if not seen.dtype.startswith(kind) and not (kind == "float" and seen.dtype == "bfloat16"):
         return Failure(case, "dtype", f"The dtype must be {kind}; {seen.dtype} came.")
     if not close(seen.value, expected.value):
-        return Failure(case, "value", "The value is wrong.", seen.value, expected.value)
+        fits = {name: expected.has_slope(name, seen.slopes.get(name)) for name in expected.slopes}
+        right, wrong = (tuple(n for n, ok in fits.items() if ok is kept) for kept in (True, False))
+        says = "The value is wrong."
+        return Failure(case, "value", says, seen.value, expected.value, right, wrong)
     return _slope_failure(case, expected, seen)
 
 
 def _slope_failure(case: Case, expected: Expected, seen: Observation) -> Failure | None:
     for name, slope in expected.slopes.items():
         got = seen.slopes.get(name)
-        if close(zeros(slope) if got is None else got, slope):
+        if expected.has_slope(name, got):
             continue
         if got is None or not any(flat(got)):
             says = f"The value is right, but no gradient reaches {name}."
@@ -78,8 +105,33 @@ def _slope_failure(case: Case, expected: Expected, seen: Observation) -> Failure
         return Failure(case, f"slope of {name}", says, got, slope)
     for name in expected.none:
         if any(flat(seen.slopes.get(name) or 0.0)):
-            return Failure(case, f"slope of {name}", f"A gradient reaches {name}: none may.")
+            return Failure(case, "leak", f"a gradient reaches {name}, and none may.")
     return None
+
+
+def _shapes(seen: Observation, expected: Expected) -> str:
+    """Say what became of the axes."""
+    asked, came = shape(expected.value), shape(seen.value)
+    numbers = flat(expected.value)
+    if asked == []:
+        what = "was it taken row by row" if len(came) == 1 else "is the mean missing"
+        return f"One number is asked; {came} came: {what}?"
+    if came == []:
+        total = sum(numbers)
+        one = f"one number came where {asked} is asked"
+        if near(seen.value, total / len(numbers), TOLERANCE):
+            return f"You averaged: {one}."
+        if near(seen.value, total, TOLERANCE):
+            return f"You summed: {one}."
+        return f"{one.capitalize()}: was it averaged or summed?"
+    says = f"The shape must be {asked}; {came} came"
+    if [n for n in came if n != 1] == [n for n in asked if n != 1]:
+        return f"{says}: an axis of length 1 was added or squeezed away."
+    if len(came) == len(asked) - 1:
+        return f"{says}: was an axis averaged or summed away?"
+    if came == [*asked[:-1], asked[-1] - 1]:
+        return f"{says}: a column is lost. Was it shifted?"
+    return f"{says}."
 
 
 def _kind(value: Nested) -> str:
@@ -95,10 +147,11 @@ def zeros(x: Nested) -> Nested:
 def close(got: Nested, expected: Nested, tolerance: float = TOLERANCE) -> bool:
     """Are all numbers within the tolerance? NaN equals NaN and inf equals inf."""
     pairs = zip(flat(got), flat(expected), strict=True)
-    return all(_near(a, b, tolerance) for a, b in pairs)
+    return all(near(a, b, tolerance) for a, b in pairs)
 
 
-def _near(a: float, b: float, tolerance: float) -> bool:
+def near(a: float, b: float, tolerance: float) -> bool:
+    """Are two numbers within the tolerance? NaN equals NaN and inf equals inf."""
     if math.isfinite(a) and math.isfinite(b):
         return abs(a - b) <= tolerance * max(1.0, abs(b))
     return a == b or (math.isnan(a) and math.isnan(b))
@@ -125,130 +178,3 @@ def alike(a: Observation, b: Observation, case: Case, slopes: Sequence[str]) -> 
         if not close(left, right, tolerance):
             return False
     return True
-
-
-# ---- describing a mistake that is not in the catalogue ---------------------------------------
-
-
-def properties(
-    cases: Sequence[Case], failures: Sequence[Failure | None], regions: Mapping[str, Region]
-) -> list[str]:
-    """Describe in sentences what all failures have in common."""
-    wrong = [f for f in failures if f is not None]
-    right = [case for case, f in zip(cases, failures, strict=True) if f is None]
-    said = []
-    if all(f.case.junk and f.part != "changed" for f in wrong) and any(
-        case.junk is False for case in right
-    ):
-        said.append("It changes when the padding changes: junk under the mask reaches the result.")
-    said += _numbers(right, wrong)
-    values = [f for f in wrong if f.part == "value"]
-    if len(values) == len(wrong):
-        said += _relation(values) or _places(values, regions)
-    return said
-
-
-def _numbers(right: list[Case], wrong: list[Failure]) -> list[str]:
-    """Find the keyword value that decides: wrong in at least half of the cases that have it."""
-    said = []
-    for name, x in wrong[0].case.inputs.items():
-        if not isinstance(x, int | float):
-            continue
-        fails = Counter(repr(f.case.inputs.get(name)) for f in wrong)
-        passes = Counter(repr(case.inputs.get(name)) for case in right)
-        good = set(passes) - set(fails)
-        if good and all(fails[value] >= passes[value] for value in fails):
-            bad = set(fails)
-            said.append(f"Right where {name} = {_list(good)}, wrong where {name} = {_list(bad)}.")
-    return said
-
-
-def _list(values: set[str]) -> str:
-    return " or ".join(sorted(values))
-
-
-def _relation(values: list[Failure]) -> list[str]:
-    """Is the wrong answer the right one times a factor or plus a constant?"""
-    pairs = [
-        (a, b) for f in values for a, b in zip(flat(f.got), flat(f.expected), strict=True)
-        if math.isfinite(a) and math.isfinite(b)
-    ]  # fmt: skip
-    big = [(a, b) for a, b in pairs if abs(b) > 0.01]
-    if len(big) < 3 or len(pairs) < sum(len(flat(f.got)) for f in values):
-        return []
-    factor = big[0][0] / big[0][1]
-    if all(_near(a, factor * b, 1e-4) for a, b in pairs):
-        what = (
-            "the right value with the sign turned"
-            if _near(factor, -1.0, 1e-4)
-            else (f"{factor:.4g} times the right value")
-        )
-        return [f"Everywhere it is {what}."]
-    offset = big[0][0] - big[0][1]
-    if all(_near(a, b + offset, 1e-4) for a, b in pairs):
-        return [f"Everywhere it is the right value {offset:+.4g}."]
-    return []
-
-
-def _places(values: list[Failure], regions: Mapping[str, Region]) -> list[str]:
-    """Find phrases that hold wherever the answer is wrong but not everywhere."""
-    said = []
-    for phrase, region in (_MASKED | dict(regions)).items():
-        inside, outside = list[bool](), list[bool]()
-        for f in values:
-            where = region(f.case.inputs) if _fits(region, f) else None
-            if where is None:
-                break
-            errors = zip(flat(f.got), flat(f.expected), flat(where), strict=True)
-            for a, b, within in errors:
-                (inside if within else outside).append(not _near(a, b, TOLERANCE))
-        else:
-            if any(inside) and outside and not any(outside):
-                said.append(f"It is wrong only {phrase}.")
-    return said
-
-
-def _fits(region: Region, f: Failure) -> bool:
-    try:
-        return shape(region(f.case.inputs)) == shape(f.expected)
-    except KeyError:
-        return False
-
-
-def _last(inputs: dict[str, Nested]) -> Nested:
-    return [[t + 1 == sum(row) for t in range(len(row))] for row in inputs["mask"]]
-
-
-def _padding(inputs: dict[str, Nested]) -> Nested:
-    return [[not real for real in row] for row in inputs["mask"]]
-
-
-_MASKED: dict[str, Region] = {
-    "on the padding": _padding,
-    "at the last real token of a response": _last,
-    "at the first token of a response": lambda inputs: [
-        [t == 0 for t in range(len(row))] for row in inputs["mask"]
-    ],
-    "in rows that end early": lambda inputs: [[not all(row)] * len(row) for row in inputs["mask"]],
-}
-
-
-def shown(f: Failure) -> list[str]:
-    """Show the case line by line, short enough to work through by hand."""
-    lines = [f"The smallest case that fails{f': {f.case.note}' if f.case.note else ''}"]
-    lines += [f"  {name} = {rounded(x)}" for name, x in f.case.inputs.items()]
-    if f.case.dtype != "float32":
-        lines.append(f"  (in {f.case.dtype})")
-    label = "gradient " if f.part.startswith("slope") and f.expected is not None else ""
-    if f.expected is not None:
-        lines += [f"  {label}got      {rounded(f.got)}", f"  {label}expected {rounded(f.expected)}"]
-    return lines
-
-
-def rounded(x: Nested) -> str:
-    """Round nested lists to four decimals."""
-    if isinstance(x, list):
-        return "[" + ", ".join(map(rounded, x)) + "]"
-    if not isinstance(x, float):
-        return repr(x)
-    return f"{round(x, 4) + 0.0:.4f}".rstrip("0").rstrip(".")

@@ -3,6 +3,8 @@
 This half of a check may run in another process: nothing here knows the right answer.
 """
 
+import dis
+import inspect
 import random
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from minippo.checks.engine.cases import Case, Nested, to_nested, weights
 
-PACKAGE = str(Path(__file__).parents[1])
+PACKAGE = str(Path(__file__).parents[2])
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Observation:
     """The outcome of one call.
 
     Attributes:
-        kind: "value", "unfinished", "raised" or "wrong type".
+        kind: "value", "unfinished", "none", "raised" or "wrong type".
         value: The returned value.
         dtype: Its dtype.
         slopes: Argument -> gradient of sum(weights * value); None if no gradient arrived.
@@ -63,10 +65,11 @@ def observe(call: Call, case: Case, slopes: Sequence[str]) -> Observation:
     try:
         value = call(inputs)
         if value is None or value is ...:
-            return Observation("unfinished")
+            return Observation("none" if value is None else "unfinished")
         seen = _measure(value, leaves)
     except (Exception, SystemExit) as error:
-        if isinstance(error, NotImplementedError) and _is_a_stub(error):
+        on_purpose = isinstance(error, NotImplementedError) and _was_raised(error)
+        if on_purpose or "'ellipsis'" in str(error):  # a ... in the middle was used as a number
             return Observation("unfinished")
         seen = Observation("raised", message=at_their_line(error))
     seen.changed = [k for k, x in before.items() if not _same(inputs[k].detach(), x)]
@@ -94,7 +97,20 @@ def _measure(value: Any, leaves: dict[str, Tensor]) -> Observation:
     return seen
 
 
-def _is_a_stub(error: NotImplementedError) -> bool:
+def is_a_stub(function: Any) -> bool:
+    """Does the body do nothing, or does a line still hold nothing but `...`?"""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    try:
+        lines = [line.strip() for line in inspect.getsource(function).splitlines()]
+    except (OSError, TypeError):
+        lines = []
+    idle = {"RESUME", "NOP", "POP_TOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST", "CACHE"}
+    return "..." in lines or {step.opname for step in dis.get_instructions(code)} <= idle
+
+
+def _was_raised(error: NotImplementedError) -> bool:
     """Was it raised on purpose? torch raises it too, for dtypes it cannot handle."""
     line = traceback.extract_tb(error.__traceback__)[-1].line
     return not line or "raise" in line.split()

@@ -1,12 +1,13 @@
 """A check's report, for a notebook or a terminal."""
 
 import html
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minippo.checks.mistakes import Mistake
+from IPython.display import display
+
+from minippo.checks.mistakes import NOBODY, Mistake
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,6 +21,9 @@ class Result:
         mistakes: Catalogued mistakes that explain all observations; usually none or one.
         lines: Further lines of the report.
         finished: False while there is nothing to judge.
+        idea: Whether the idea is right, on clean float32 numbers; "right; not yet robust" is.
+        function: The function checked.
+        reference: minippo's.
     """
 
     name: str
@@ -28,6 +32,22 @@ class Result:
     mistakes: tuple[Mistake, ...] = ()
     lines: tuple[str, ...] = ()
     finished: bool = True
+    idea: bool = False
+    function: Callable[..., Any] | None = field(default=None, compare=False)
+    reference: Callable[..., Any] | None = field(default=None, compare=False)
+
+    def use(self) -> Callable[..., Any]:
+        """Show the verdict; return your function if its idea is right, minippo's until then.
+
+        In a lesson the function is then added to my_ppo.py.
+        """
+        if not self.idea:
+            display(self)
+            return _given(self.reference)
+        function = _given(self.function)
+        kept = [keep(self.name, function) for keep in KEEP]
+        display(replace(self, headline="; ".join([self.headline, *kept])))
+        return function
 
     @property
     def mistake(self) -> str | None:
@@ -46,7 +66,7 @@ class Result:
             parts = {
                 "What was done": mistake.what,
                 "In training": mistake.symptom,
-                "Seen in": mistake.source,
+                "Seen in": "" if mistake.source == NOBODY else mistake.source,
                 "Hint": mistake.hint,
             }
             pairs += [(label, text) for label, text in parts.items() if text]
@@ -60,7 +80,7 @@ class Result:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        mark, colour = ("✓", "#009E73") if self.passed else ("✗", "#D55E00")
+        mark, colour = ("✓", "#009E73") if self.idea else ("✗", "#D55E00")
         if not self.finished:
             mark, colour = "…", "#0072B2"
         style = f"border-left: 4px solid {colour}; padding: 0.3em 0.8em; margin: 0.3em 0"
@@ -75,19 +95,27 @@ class Result:
         return f"<div role='status' style='{style}'>{''.join(parts)}</div>"
 
 
-class Solution:
-    """The package's own function, shown as source."""
+def _given(function: Callable[..., Any] | None) -> Callable[..., Any]:
+    if function is None:
+        raise ValueError("use: the result must come from a check, as in checks.gae(my_gae).use().")
+    return function
 
-    def __init__(self, name: str, function: Callable[..., Any] | None) -> None:
-        self.name, self.function = name, function
+
+# What else is done with a function that is right; a lesson's start enters `course.mine.keep`.
+KEEP: list[Callable[[str, Callable[..., Any]], str]] = []
+
+
+class Solution:
+    """A right answer, shown as source that can be pasted over the stub."""
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name, self.source = name, source
 
     def __repr__(self) -> str:
-        if self.function is None:
-            return (
-                f"{self.name}: try it first; the check beside it says what is missing. "
-                "To see the solution all the same, ask once more."
-            )
-        return inspect.getsource(self.function)
+        return self.source or (
+            f"{self.name}: try it first; the check beside it says what is missing. "
+            "To see the solution all the same, ask once more."
+        )
 
     def _repr_markdown_(self) -> str:
-        return f"{self!r}" if self.function is None else f"```python\n{self!r}```"
+        return f"```python\n{self.source}```" if self.source else repr(self)

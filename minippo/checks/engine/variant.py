@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from minippo.checks.engine.cases import Case
 from minippo.checks.engine.check import Check
-from minippo.checks.engine.judge import Expected, Failure, alike, zeros
-from minippo.checks.engine.observe import Observation
+from minippo.checks.engine.judge import Expected, zeros
 from minippo.checks.mistakes import Mistake
 
 
@@ -40,21 +39,8 @@ class Variant(Check):
         }
         return Expected(seen.value, slopes, self.no_slopes)
 
-    def recognise(
-        self, cases: Sequence[Case], seen: Sequence[Observation], failures: Sequence[Failure | None]
-    ) -> tuple[Mistake, ...]:
-        """Find another convention, or a known mistake on top of the required one."""
-        order = sorted(range(len(cases)), key=lambda i: failures[i] is None)
-        for flags, mistakes in self._candidates():
-            version = self.flawed.version(flags)
-            observed = ((i, self.observe(version, cases[i])) for i in order)
-            if not all(alike(seen[i], x, cases[i], self.slopes) for i, x in observed):
-                continue
-            if self.explains(version, cases[order[0]]):
-                return mistakes
-        return ()
-
-    def _candidates(self) -> Iterator[tuple[frozenset[str], tuple[Mistake, ...]]]:
+    def candidates(self) -> Iterator[tuple[frozenset[str], tuple[Mistake, ...]]]:
+        """Yield the other conventions, then known mistakes on top of the required one."""
         own = _handed_in(
             "minippo's own convention",
             "This is the package's function; the homework asks for another convention.",

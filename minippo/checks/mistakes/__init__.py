@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ATTACHED = "data not detached"
+NOBODY = "a first-time solver"  # not shown
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Mistake:
         what: One sentence on what was done.
         hint: One sentence that points towards the fix without giving it away.
         symptom: Its effect on training; "" if no run or derivation of ours shows it.
-        source: Where the field got it wrong, or "a first-time solver".
+        source: The paper or library that got it wrong, or that does it on purpose.
         convention: The sentence that requires it on purpose, in homework; "" if nobody would.
     """
 
@@ -34,7 +35,7 @@ class Mistake:
     what: str
     hint: str
     symptom: str = ""
-    source: str = "a first-time solver"
+    source: str = NOBODY
     convention: str = ""
 
 

@@ -14,6 +14,8 @@ UNMASKED = "padding not zero"
 NO_MASK = "mask not used"
 NO_BOOTSTRAP = "bootstrap ignored"
 BOOTSTRAP_LATE = "bootstrap in the last column"
+ROLLED = "rolled round"
+ROLLED_RAW = "rolled round with the padding"
 NO_NEXT = "next value forgotten"
 SAME_VALUE = "V_t instead of V_(t+1)"
 SIGN = "sign turned"
@@ -37,8 +39,9 @@ def _next_values(flags: frozenset[str], values: Tensor, mask: Tensor, end: Tenso
     """V of the next state: 0, or the bootstrap, after the last real token."""
     if SAME_VALUE in flags:
         return values
-    clean = values if OFF_BY_ONE in flags else _masked(flags, values, mask)
-    following = torch.cat([clean[:, 1:], zeros_like(clean[:, :1])], 1)
+    clean = values if {OFF_BY_ONE, ROLLED_RAW} & flags else _masked(flags, values, mask)
+    first = clean[:, :1] if {ROLLED, ROLLED_RAW} & flags else zeros_like(clean[:, :1])
+    following = torch.cat([clean[:, 1:], first], 1)
     if end is None or NO_BOOTSTRAP in flags:
         return following
     width = mask.shape[1]
@@ -65,20 +68,9 @@ def _td_errors(
 
 
 @flawed(
-    NO_MASK,
-    OFF_BY_ONE,
-    GAMMA,
-    SWAPPED,
-    NO_BASELINE,
-    UNMASKED,
-    NO_BOOTSTRAP,
-    BOOTSTRAP_LATE,
-    NO_NEXT,
-    SAME_VALUE,
-    SIGN,
-    LEAK,
-    "gamma on the reward, too",
-)
+    NO_MASK, OFF_BY_ONE, GAMMA, SWAPPED, NO_BASELINE, UNMASKED, NO_BOOTSTRAP, BOOTSTRAP_LATE,
+    NO_NEXT, SAME_VALUE, ROLLED, ROLLED_RAW, SIGN, LEAK, "gamma on the reward, too",
+)  # fmt: skip
 def td_errors(
     flags: frozenset[str],
     rewards: Tensor,
@@ -101,35 +93,14 @@ def td_errors(
 
 
 @flawed(
-    NO_MASK,
-    OFF_BY_ONE,
-    GAMMA,
-    SWAPPED,
-    NO_BASELINE,
-    UNMASKED,
-    NO_BOOTSTRAP,
-    "mask ignored on the way",
-    "lambda forgotten",
-    "lambda without gamma",
-    "one step only",
-    "forwards in time",
-    "whitened",
-    BOOTSTRAP_LATE,
-    NO_NEXT,
-    SAME_VALUE,
-    SIGN,
-    LEAK,
-    "V_t missing in the TD error",
-    "slot after EOS takes part",
-    "EOS left out",
-    "ends one token early",
-    "last column skipped",
-    "gamma and lambda exchanged",
-    "lambda in the TD error, too",
-    "1 - lambda for lambda",
-    "factor 1 - lambda too many",
+    NO_MASK, OFF_BY_ONE, GAMMA, SWAPPED, NO_BASELINE, UNMASKED, NO_BOOTSTRAP,
+    "mask ignored on the way", "lambda forgotten", "lambda without gamma", "one step only",
+    "forwards in time", "whitened", BOOTSTRAP_LATE, NO_NEXT, SAME_VALUE, ROLLED, ROLLED_RAW, SIGN,
+    LEAK, "V_t missing in the TD error", "slot after EOS takes part", "EOS left out",
+    "ends one token early", "last column skipped", "gamma and lambda exchanged",
+    "lambda in the TD error, too", "1 - lambda for lambda", "factor 1 - lambda too many",
     "reward of the next token",
-)
+)  # fmt: skip
 def gae(
     flags: frozenset[str],
     rewards: Tensor,
@@ -164,8 +135,8 @@ def gae(
     if "whitened" in flags:
         mean, sd = advantages[mask].mean(), advantages[mask].var(correction=0).add(1e-8).sqrt()
         advantages = (advantages - mean) / sd
-    if UNMASKED in flags:  # the loop has not touched the padding
-        return where(mask, advantages, rewards - values)
+    if UNMASKED in flags:  # from the right, the loop has not touched the padding
+        return advantages if forwards else where(mask, advantages, rewards - values)
     return _masked(flags, advantages, mask)
 
 
@@ -201,15 +172,9 @@ def _gae_errors(
 
 
 @flawed(
-    "gamma forgotten",
-    "discounted from the start",
-    "sum of the past",
-    "own reward left out",
-    "the whole return for every token",
-    "padding counted",
-    "one gamma too many",
-    LEAK,
-)
+    "gamma forgotten", "discounted from the start", "sum of the past", "own reward left out",
+    "the whole return for every token", "padding counted", "one gamma too many", LEAK,
+)  # fmt: skip
 def monte_carlo_returns(
     flags: frozenset[str], rewards: Tensor, mask: Tensor, *, gamma: float = 1.0
 ) -> Tensor:
@@ -235,13 +200,9 @@ def monte_carlo_returns(
 
 
 @flawed(
-    "sign turned",
-    "value forgotten",
-    "mean of the scores as the baseline",
-    "whitened",
-    "value added",
-    "every score with every value",
-)
+    "sign turned", "value forgotten", "mean of the scores as the baseline", "whitened",
+    "value added", "every score with every value",
+)  # fmt: skip
 def sequence_advantages(flags: frozenset[str], scores: Tensor, values: Tensor) -> Tensor:
     """score - V."""
     baseline = zeros_like(scores) if "value forgotten" in flags else values
@@ -256,25 +217,12 @@ def sequence_advantages(flags: frozenset[str], scores: Tensor, values: Tensor) -
 
 
 @flawed(
-    "score on the last column",
-    "score one slot late",
-    "score on every token",
-    "score spread",
-    "KL rewarded",
-    "coefficient forgotten",
-    "coefficient on the score",
-    "no KL on the last token",
-    "KL paid at the end",
-    "padding paid",
-    LEAK,
-    "score one token early",
-    "score on the first token",
-    "coefficient on both",
-    "no KL at all",
-    "mean KL on every token",
-    "mean KL at the end",
+    "score on the last column", "score one slot late", "score on every token", "score spread",
+    "KL rewarded", "coefficient forgotten", "coefficient on the score", "no KL on the last token",
+    "KL paid at the end", "padding paid", LEAK, "score one token early", "score on the first token",
+    "coefficient on both", "no KL at all", "mean KL on every token", "mean KL at the end",
     "negative KL cut off",
-)
+)  # fmt: skip
 def shape_rewards(
     flags: frozenset[str], scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float
 ) -> Tensor:

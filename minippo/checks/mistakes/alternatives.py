@@ -11,16 +11,10 @@ from minippo.checks.mistakes.log_probs import CUT, _cut
 
 
 @flawed(
-    "reference forgotten",
-    "beta forgotten",
-    "beta outside",
-    "chosen and rejected swapped",
-    "reference swapped",
-    "log of sigmoid",
-    "sigmoid forgotten",
-    "minus forgotten",
-    CUT,
-)
+    "reference forgotten", "beta forgotten", "beta outside", "chosen and rejected swapped",
+    "reference swapped", "log of sigmoid", "sigmoid forgotten", "minus forgotten", CUT,
+    "IPO",
+)  # fmt: skip
 def dpo_loss(
     flags: frozenset[str],
     policy_chosen: Tensor,
@@ -41,23 +35,18 @@ def dpo_loss(
     loss = softplus(-inside * d)
     if "log of sigmoid" in flags:
         loss = -(inside * d).sigmoid().log()
+    if "IPO" in flags:
+        loss = (d - 1 / (2 * beta)) ** 2
     loss = -inside * d if "sigmoid forgotten" in flags else loss
     loss = -loss if "minus forgotten" in flags else loss
     return _cut(beta * loss if "beta outside" in flags else loss, flags)
 
 
 @flawed(
-    "Bessel's correction",
-    "one group for all",
-    "mean kept",
-    "scale forgotten",
-    "switch ignored",
-    "axes swapped",
-    "variance instead of its root",
-    "0 / 0 is NaN",
-    "1e-4 added to the deviation",
+    "Bessel's correction", "one group for all", "mean kept", "scale forgotten", "switch ignored",
+    "axes swapped", "variance instead of its root", "0 / 0 is NaN", "1e-4 added to the deviation",
     "leave-one-out",
-)
+)  # fmt: skip
 def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool = True) -> Tensor:
     """(score - mean) / sqrt(variance + 1e-8), per group."""
     dims = (0, 1) if "one group for all" in flags else (0,) if "axes swapped" in flags else (1,)
@@ -77,13 +66,10 @@ def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool =
 
 
 @flawed(
-    "own score counted",
-    "divided by k",
-    "normalised",
-    "sign turned",
-    "one group for all",
+    "own score counted", "divided by k", "normalised", "sign turned", "one group for all",
     "baseline returned",
-)
+    "axes swapped",
+)  # fmt: skip
 def leave_one_out_advantages(flags: frozenset[str], scores: Tensor) -> Tensor:
     """score - mean of the others."""
     k = scores.shape[1]
@@ -92,6 +78,8 @@ def leave_one_out_advantages(flags: frozenset[str], scores: Tensor) -> Tensor:
         others = scores.mean(1, keepdim=True).expand_as(scores)
     if "one group for all" in flags:
         others = (scores.sum() - scores) / (scores.numel() - 1)
+    if "axes swapped" in flags:
+        others = (scores.sum(0, keepdim=True) - scores) / (len(scores) - 1)
     advantages = others if "baseline returned" in flags else scores - others
     if "normalised" in flags:
         advantages = advantages / (scores.var(1, correction=0, keepdim=True) + 1e-8).sqrt()

@@ -1,22 +1,20 @@
 """Mistakes about exercises whose solutions minippo does not use itself."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, where
 
-from minippo.checks.mistakes import flawed
-from minippo.checks.mistakes.log_probs import CUT, HALF, _cut, _wide
+from minippo.checks.mistakes import ATTACHED, flawed
+from minippo.checks.mistakes.log_probs import CUT, EPSILON, HALF, _cut, _wide
+from minippo.checks.mistakes.losses import _data
 from minippo.checks.mistakes.masking import LEAK
 
 
 @flawed(
-    "standard deviation for the variance",
-    "Bessel's correction",
-    "one variance for the batch",
-    "axes swapped",
-    "variance added",
-    "coefficient forgotten",
-    "the least score",
-)
+    "standard deviation for the variance", "Bessel's correction", "one variance for the batch",
+    "axes swapped", "variance added", "coefficient forgotten", "the least score",
+)  # fmt: skip
 def mean_minus_variance(flags: frozenset[str], scores: Tensor, *, coef: float) -> Tensor:
     """mean - coef * variance over the members."""
     dim = 1 if "axes swapped" in flags else 0
@@ -35,23 +33,15 @@ def mean_minus_variance(flags: frozenset[str], scores: Tensor, *, coef: float) -
 
 
 @flawed(
-    "mean of the token ratios",
-    "mean instead of sum",
-    "padding counted",
-    "padding makes it 0",
-    LEAK,
-    "upside down",
-    "each sum through exp",
-    "masked too late",
-    "log-ratio instead of ratio",
-    HALF,
-    CUT,
-)
+    "mean of the token ratios", "sum of the token ratios", "mean instead of sum", "padding counted",
+    "padding makes it 0", LEAK, "upside down", "each sum through exp", "masked too late",
+    "log-ratio instead of ratio", HALF, CUT, ATTACHED,
+)  # fmt: skip
 def sequence_ratio(
     flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor, mask: Tensor
 ) -> Tensor:
     """exp of the sum of log-ratios over the real tokens."""
-    new, old = _wide(log_probs, flags), _wide(old_log_probs, flags)
+    new, old = _wide(log_probs, flags), _wide(_data(old_log_probs, flags), flags)
     new, old = (old, new) if "upside down" in flags else (new, old)
     counted = torch.ones_like(mask) if "padding counted" in flags else mask
     length = counted.sum(1)
@@ -68,37 +58,32 @@ def sequence_ratio(
         ratio = kept(difference.exp(), 1.0).prod(1)
     if "each sum through exp" in flags:
         ratio = kept(new).sum(1).exp() / kept(old).sum(1).exp()
-    if "mean of the token ratios" in flags:
-        ratio = kept(difference.exp()).sum(1) / length
+    if {"mean of the token ratios", "sum of the token ratios"} & flags:
+        n: Tensor | int = 1 if "sum of the token ratios" in flags else length
+        ratio = kept(difference.exp()).sum(1) / n
     if "padding makes it 0" in flags:
         ratio = kept(difference.exp()).prod(1)
     return _cut(ratio, flags)
 
 
 @flawed(
-    "sign turned",
-    "sum instead of mean",
-    "padding counted",
-    "mean of the rows' means",
-    "p counted twice",
-    "p squared",
-    "in bits",
-    LEAK,
-    "0 log 0 is NaN",
-    HALF,
-    CUT,
-)
+    "sign turned", "sum instead of mean", "padding counted", "mean of the rows' means",
+    "p counted twice", "p squared", "in bits", LEAK, "0 log 0 is NaN", EPSILON, HALF, CUT,
+    "divided by all tokens",
+)  # fmt: skip
 def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens of -sum of p log p."""
     z = _wide(logits, flags)
     log_p, p = z.log_softmax(-1), z.softmax(-1)
     if "0 log 0 is NaN" not in flags:
         log_p = log_p.masked_fill(p == 0, 0.0)
+    log_p = (p + 1e-8).log() if EPSILON in flags else log_p
     terms = -p * log_p * (p if "p counted twice" in flags else 1.0)
     entropies = 1 - (p * p).sum(-1) if "p squared" in flags else terms.sum(-1)
     counted = torch.ones_like(mask) if "padding counted" in flags else mask
     kept = entropies * counted if LEAK in flags else where(counted, entropies, 0.0)
-    mean = kept.sum() / (1 if "sum instead of mean" in flags else counted.sum())
+    n = torch.ones_like(mask) if "divided by all tokens" in flags else counted
+    mean = kept.sum() / (1 if "sum instead of mean" in flags else n.sum())
     if "mean of the rows' means" in flags:
         mean = (kept.sum(1) / counted.sum(1)).mean()
     mean = mean / torch.log(torch.tensor(2.0)) if "in bits" in flags else mean
@@ -106,16 +91,9 @@ def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor
 
 
 @flawed(
-    "objective for loss",
-    "policy loss not added",
-    "value loss subtracted",
-    "entropy punished",
-    "KL rewarded",
-    "c1 and c2 swapped",
-    "c2 and c3 swapped",
-    "coefficients forgotten",
-    CUT,
-)
+    "objective for loss", "policy loss not added", "value loss subtracted", "entropy punished",
+    "KL rewarded", "c1 and c2 swapped", "c2 and c3 swapped", "coefficients forgotten", CUT,
+)  # fmt: skip
 def combined_loss(
     flags: frozenset[str],
     policy_loss: Tensor,
@@ -142,15 +120,10 @@ def combined_loss(
 
 
 @flawed(
-    "beta multiplies",
-    "not normalised",
-    "reference forgotten",
-    "beta forgotten",
-    "multiplied as probabilities",
-    "greedy",
-    "probabilities for log-probs",
-    "reward subtracted",
-)
+    "beta multiplies", "not normalised", "reference forgotten", "beta forgotten",
+    "multiplied as probabilities", "greedy", "probabilities for log-probs", "reward subtracted",
+    "reference divided, too",
+)  # fmt: skip
 def optimal_policy(
     flags: frozenset[str], ref_log_probs: Tensor, rewards: Tensor, *, beta: float
 ) -> Tensor:
@@ -159,6 +132,7 @@ def optimal_policy(
     gain = rewards if "beta forgotten" in flags else gain
     gain = -gain if "reward subtracted" in flags else gain
     ref = torch.zeros_like(gain) if "reference forgotten" in flags else ref_log_probs
+    ref = ref / beta if "reference divided, too" in flags else ref
     log_p = ref + gain
     if "not normalised" not in flags:
         log_p = log_p.log_softmax(-1)
@@ -171,15 +145,9 @@ def optimal_policy(
 
 
 @flawed(
-    "mean of the micro-batches' means",
-    "mean of the responses' means",
-    "means added up",
-    "sum instead of mean",
-    "padding counted",
-    "the last micro-batch alone",
-    LEAK,
-    CUT,
-)
+    "mean of the micro-batches' means", "mean of the responses' means", "means added up",
+    "sum instead of mean", "padding counted", "the last micro-batch alone", LEAK, CUT,
+)  # fmt: skip
 def accumulated_loss(flags: frozenset[str], losses: Tensor, mask: Tensor) -> Tensor:
     """Sum over the real tokens of all micro-batches, divided by their number."""
     kept = losses * mask if LEAK in flags else where(mask, losses, 0.0)
@@ -198,16 +166,9 @@ def accumulated_loss(flags: frozenset[str], losses: Tensor, mask: Tensor) -> Ten
 
 
 @flawed(
-    "mean instead of maximum",
-    "padding counted",
-    "only upwards",
-    "of the mean ratio",
-    "log-ratio instead of ratio",
-    "upside down",
-    "the largest ratio",
-    LEAK,
-    HALF,
-)
+    "mean instead of maximum", "padding counted", "only upwards", "of the mean ratio",
+    "log-ratio instead of ratio", "upside down", "the largest ratio", LEAK, HALF,
+)  # fmt: skip
 def first_ratio_error(
     flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor, mask: Tensor
 ) -> Tensor:
@@ -227,3 +188,100 @@ def first_ratio_error(
     if "mean instead of maximum" in flags:
         return where(counted, error, 0.0).sum() / counted.sum()
     return (error * mask).max() if LEAK in flags else error[counted].max()
+
+
+@flawed(
+    "log-ratios for ratios",
+    "sum not squared",
+    "share for number",
+    "upside down",
+    "exponential of the entropy",
+    "exp overflows",
+)
+def effective_sample_size(flags: frozenset[str], log_ratios: Tensor) -> Tensor:
+    """(sum of w)^2 / sum of w^2."""
+    w = log_ratios.softmax(0)
+    if "exp overflows" in flags or "sum not squared" in flags:
+        w = log_ratios.exp()
+    if "log-ratios for ratios" in flags:
+        w = log_ratios
+    found = w.sum() ** (1 if "sum not squared" in flags else 2) / w.square().sum()
+    if "exponential of the entropy" in flags:
+        found = torch.distributions.Categorical(logits=log_ratios).entropy().exp()
+    found = found / (len(w) if "share for number" in flags else 1)
+    return 1 / found if "upside down" in flags else found
+
+
+@flawed(
+    "sum for the mean",
+    "standard deviation for the standard error",
+    "population deviation",
+    "variance of the mean",
+    "credit of the token before",
+    "step turned round",
+    "mean over the places",
+)
+def token_truth(flags: frozenset[str], scores: Tensor) -> Tensor:
+    """Means of the rows, their standard errors, and the steps between them."""
+    dim = 0 if "mean over the places" in flags else 1
+    n = scores.shape[dim]
+    values = scores.sum(dim) if "sum for the mean" in flags else scores.mean(dim)
+    errors = scores.std(dim, correction=0 if "population deviation" in flags else 1)
+    if "standard deviation for the standard error" not in flags:
+        errors = errors / n**0.5
+    errors = errors.square() if "variance of the mean" in flags else errors
+    steps = values[1:] - values[:-1]
+    if "credit of the token before" in flags:
+        steps = torch.cat([torch.zeros_like(steps[:1]), steps[:-1]])
+    steps = -steps if "step turned round" in flags else steps
+    return torch.stack([values[:-1], errors[:-1], steps])
+
+
+@flawed(
+    "log-probs measured once",
+    "old log-probs measured again",
+    "padding counted",
+    "gradients pile up",
+    "one epoch only",
+    "whole batch in each step",
+    "sum instead of mean",
+    "advantages not given",
+    "step forgotten",
+    "log-ratio instead of ratio",
+)
+def ppo_epochs(
+    flags: frozenset[str],
+    new_log_probs: Callable[[Tensor], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    epochs: int,
+    minibatch_size: int,
+) -> None:
+    """Epochs over minibatches: ratio, loss, mean over real tokens, one step for each."""
+    everything = torch.arange(len(mask))
+    stale = new_log_probs(everything)
+    counted = torch.ones_like(mask) if "padding counted" in flags else mask
+    for _ in range(1 if "one epoch only" in flags else epochs):
+        if "old log-probs measured again" in flags:
+            old_log_probs = new_log_probs(everything).detach()
+        for rows in everything.split(minibatch_size):
+            rows = everything if "whole batch in each step" in flags else rows
+            new = stale[rows] if "log-probs measured once" in flags else new_log_probs(rows)
+            factor = advantages[rows]
+            if "advantages not given" in flags:
+                factor = torch.ones_like(factor)
+            ratio = new - old_log_probs[rows]
+            ratio = ratio if "log-ratio instead of ratio" in flags else ratio.exp()
+            losses = loss(ratio, factor)
+            total = where(counted[rows], losses, 0.0).sum()
+            if "sum instead of mean" not in flags:
+                total = total / counted[rows].sum()
+            if "gradients pile up" not in flags:
+                optimizer.zero_grad()
+            total.backward(retain_graph="log-probs measured once" in flags)
+            if "step forgotten" not in flags:
+                optimizer.step()

@@ -10,16 +10,9 @@ from minippo.checks.mistakes import flawed
 
 
 @flawed(
-    "ranked by gold",
-    "proxy returned",
-    "the first n alone",
-    "groups in a row",
-    "the best of all",
-    "the n best averaged",
-    "the worst of n",
-    "drawn with replacement",
-    "one rank too high",
-)
+    "ranked by gold", "proxy returned", "the first n alone", "groups in a row", "the best of all",
+    "the n best averaged", "the worst of n", "drawn with replacement", "one rank too high",
+)  # fmt: skip
 def best_of_n_mean(flags: frozenset[str], proxy: Tensor, gold: Tensor, n: int) -> Tensor:
     """Sum of C(i - 1, n - 1) / C(N, n) times the gold reward of rank i."""
     size = len(proxy)
@@ -47,14 +40,10 @@ def best_of_n_mean(flags: frozenset[str], proxy: Tensor, gold: Tensor, n: int) -
 
 
 @flawed(
-    "padding counted",
-    "single tokens",
-    "mean over responses",
-    "across responses",
-    "over tokens",
-    "steps of n",
-    "share of repetitions",
-)
+    "padding counted", "single tokens", "mean over responses", "across responses", "over tokens",
+    "steps of n", "share of repetitions", "order ignored",
+    "the last one left out",
+)  # fmt: skip
 def distinct_n(flags: frozenset[str], tokens: Tensor, mask: Tensor, n: int) -> Tensor:
     """Distinct n-grams over all n-grams."""
     mask = torch.ones_like(mask) if "padding counted" in flags else mask
@@ -63,9 +52,13 @@ def distinct_n(flags: frozenset[str], tokens: Tensor, mask: Tensor, n: int) -> T
     if "across responses" in flags:
         texts = [[token for text in texts for token in text]]
     step = size if "steps of n" in flags else 1
+    end = 0 if "the last one left out" in flags else 1
     grams = [
-        [tuple(text[i : i + size]) for i in range(0, len(text) - size + 1, step)] for text in texts
+        [tuple(text[i : i + size]) for i in range(0, len(text) - size + end, step)]
+        for text in texts
     ]
+    if "order ignored" in flags:
+        grams = [[tuple(sorted(gram)) for gram in some] for some in grams]
     together = [[gram for some in grams for gram in some]]
     groups = grams if "mean over responses" in flags else together
     counts = [len(group) for group in groups]

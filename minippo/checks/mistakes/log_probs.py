@@ -7,6 +7,7 @@ from minippo.checks.mistakes import flawed
 
 HALF = "stays in half precision"
 CUT = "gradient cut"
+EPSILON = "1e-8 added to p"
 
 
 def _wide(x: Tensor, flags: frozenset[str]) -> Tensor:
@@ -18,18 +19,12 @@ def _cut(x: Tensor, flags: frozenset[str]) -> Tensor:
 
 
 @flawed(
-    "temperature forgotten",
-    "temperature multiplies",
-    "probability instead of its logarithm",
-    "logit instead of log-probability",
-    "shifted by one",
-    "softmax over the wrong axis",
-    "sign turned",
-    "log of softmax",
-    "probability clamped",
-    HALF,
+    "temperature forgotten", "temperature multiplies", "probability instead of its logarithm",
+    "logit instead of log-probability", "shifted by one", "shifted twice",
+    "shifted twice, padded in front", "shifted twice, padded at the end",
+    "softmax over the wrong axis", "sign turned", "log of softmax", "probability clamped", HALF,
     CUT,
-)
+)  # fmt: skip
 def token_log_probs(
     flags: frozenset[str], logits: Tensor, tokens: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
@@ -52,6 +47,10 @@ def token_log_probs(
     found = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     if "probability instead of its logarithm" in flags:
         found = found.exp()
+    if twice := [flag for flag in flags if flag.startswith("shifted twice")]:
+        found = log_p[:, :-1].gather(-1, tokens[:, 1:].unsqueeze(-1)).squeeze(-1)
+        pad = {"front": (1, 0), "end": (0, 1)}.get(twice[0].split()[-1], (0, 0))
+        found = torch.nn.functional.pad(found, pad)
     return _cut(-found if "sign turned" in flags else found, flags)
 
 
@@ -71,15 +70,9 @@ def sequence_log_prob(flags: frozenset[str], log_probs: Tensor, mask: Tensor) ->
 
 
 @flawed(
-    "sign turned",
-    "p counted twice",
-    "temperature forgotten",
-    "mean over the vocabulary",
-    "in bits",
-    "0 log 0 is NaN",
-    "no gradient",
-    HALF,
-)
+    "sign turned", "p counted twice", "temperature forgotten", "mean over the vocabulary",
+    "in bits", "0 log 0 is NaN", EPSILON, "no gradient", HALF,
+)  # fmt: skip
 def entropy(flags: frozenset[str], logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """-sum of p log p over the vocabulary."""
     z = _wide(logits, flags)
@@ -87,6 +80,7 @@ def entropy(flags: frozenset[str], logits: Tensor, *, temperature: float = 1.0) 
     log_p, p = z.log_softmax(-1), z.softmax(-1)
     if "0 log 0 is NaN" not in flags:
         log_p = where(p > 0, log_p, 0.0)
+    log_p = (p + 1e-8).log() if EPSILON in flags else log_p
     p = p.detach() if "no gradient" in flags else p
     terms = -p * log_p * (p if "p counted twice" in flags else 1.0)
     total = terms.mean(-1) if "mean over the vocabulary" in flags else terms.sum(-1)

@@ -15,23 +15,20 @@ def _data(x: Tensor, flags: frozenset[str]) -> Tensor:
 
 
 @flawed(
-    "chosen and rejected swapped",
-    "overflows",
-    "probability instead of its logarithm",
-    "each score by itself",
-    "hinge",
-    "margin added",
-    CUT,
+    "chosen and rejected swapped", "difference turned round", "minus forgotten", "overflows",
+    "probability instead of its logarithm", "each score by itself", "hinge", "margin added", CUT,
     HALF,
-)
+)  # fmt: skip
 def bradley_terry_loss(
     flags: frozenset[str], chosen: Tensor, rejected: Tensor, *, margin: float = 0.0
 ) -> Tensor:
     """-log sigmoid(chosen - rejected - margin)."""
     chosen, rejected = _wide(chosen, flags), _wide(rejected, flags)
+    if "chosen and rejected swapped" in flags:
+        chosen, rejected = rejected, chosen
     d = chosen - rejected - (-margin if "margin added" in flags else margin)
-    d = -d if "chosen and rejected swapped" in flags else d
-    loss = softplus(-d)
+    d = -d if "difference turned round" in flags else d
+    loss = -softplus(-d) if "minus forgotten" in flags else softplus(-d)
     if "overflows" in flags:
         loss = -d.sigmoid().log()
     if "probability instead of its logarithm" in flags:
@@ -44,14 +41,10 @@ def bradley_terry_loss(
 
 
 @flawed(
-    "log-ratio instead of ratio",
-    "upside down",
-    "quotient of log-probs",
-    "clamped",
-    ATTACHED,
-    CUT,
-    HALF,
-)
+    "log-ratio instead of ratio", "upside down", "quotient of log-probs", "each through exp",
+    "clamped", ATTACHED, CUT, HALF,
+    "always 1",
+)  # fmt: skip
 def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     """exp(log p - log p_old)."""
     new, old = _wide(log_probs, flags), _wide(_data(old_log_probs, flags), flags)
@@ -59,23 +52,19 @@ def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: T
     if "clamped" in flags:
         difference = difference.clamp(-1.0, 1.0)
     ratio = difference if "log-ratio instead of ratio" in flags else difference.exp()
+    if "always 1" in flags:
+        ratio = (new - new.detach()).exp()
+    if "each through exp" in flags:
+        ratio = new.exp() / old.exp()
     return _cut(new / old if "quotient of log-probs" in flags else ratio, flags)
 
 
 @flawed(
-    "maximum instead of minimum",
-    OBJECTIVE,
-    "no clip",
-    "clipped above only",
-    "clipped below only",
-    "clipped in log space",
-    "clip without minimum",
-    "minimum before the advantage",
-    "product clipped",
-    "band around zero",
-    ATTACHED,
-    "gradient cut",
-)
+    "maximum instead of minimum", OBJECTIVE, "no clip", "clipped above only", "clipped below only",
+    "clipped in log space", "clip without minimum", "minimum before the advantage",
+    "product clipped", "band around zero", ATTACHED, "gradient cut",
+    "clip range hard-coded",
+)  # fmt: skip
 def clipped_surrogate(
     flags: frozenset[str],
     ratio: Tensor,
@@ -85,6 +74,7 @@ def clipped_surrogate(
     dual_clip: float | None = None,
 ) -> Tensor:
     """-min(r * A, clip(r) * A)."""
+    clip_range = 0.2 if "clip range hard-coded" in flags else clip_range
     r, low, high, advantages = ratio, 1 - clip_range, 1 + clip_range, _data(advantages, flags)
     if "band around zero" in flags:
         low, high = -clip_range, clip_range
@@ -110,13 +100,9 @@ def clipped_surrogate(
 
 
 @flawed(
-    "both sides counted",
-    "signs swapped",
-    "above only",
-    "edges counted",
-    "turned round",
-    "zero advantage counted",
-)
+    "both sides counted", "signs swapped", "above only", "edges counted", "turned round",
+    "zero advantage counted", "ties counted", "brackets missing",
+)  # fmt: skip
 def clip_is_active(
     flags: frozenset[str],
     ratio: Tensor,
@@ -139,19 +125,19 @@ def clip_is_active(
         active = above | below
     if "above only" in flags:
         active = above & positive
+    if "brackets missing" in flags:  # `a > 0 & b` is `a > (0 & b)`
+        active = advantages != 0
+    if "ties counted" in flags:
+        active = ratio.clamp(low, high) * advantages <= ratio * advantages
     if dual_clip is not None:
         active = active | (advantages < 0) & (ratio > dual_clip)
     return ~active if "turned round" in flags else active
 
 
 @flawed(
-    OBJECTIVE,
-    "KL rewarded",
-    "coefficient on the advantage",
-    "coefficient forgotten",
-    "KL detached",
-    ATTACHED,
-)
+    OBJECTIVE, "KL rewarded", "coefficient on the advantage", "coefficient forgotten",
+    "KL detached", ATTACHED,
+)  # fmt: skip
 def penalty_surrogate(
     flags: frozenset[str], ratio: Tensor, advantages: Tensor, kl: Tensor, *, coef: float
 ) -> Tensor:
@@ -167,17 +153,11 @@ def penalty_surrogate(
 
 
 @flawed(
-    "half forgotten",
-    "sign turned",
-    "absolute error",
-    "square forgotten",
-    "minimum instead of maximum",
-    "clipped error alone",
-    "clipped around zero",
-    "clip ignored",
-    ATTACHED,
-    "gradient cut",
-)
+    "half forgotten", "sign turned", "absolute error", "square forgotten",
+    "minimum instead of maximum", "clipped error alone", "clipped around zero", "clip ignored",
+    ATTACHED, "gradient cut",
+    "clipped around one", "Huber",
+)  # fmt: skip
 def value_loss(
     flags: frozenset[str],
     values: Tensor,
@@ -192,11 +172,14 @@ def value_loss(
     def error(v: Tensor) -> Tensor:
         if "absolute error" in flags:
             return (v - returns).abs()
+        if "Huber" in flags:
+            return 2 * torch.nn.functional.huber_loss(v, returns, reduction="none")
         return v - returns if "square forgotten" in flags else (v - returns) ** 2
 
     loss = error(values)
     if old_values is not None and clip_range is not None and "clip ignored" not in flags:
         centre = _data(old_values, flags) * ("clipped around zero" not in flags)
+        centre = torch.ones_like(centre) if "clipped around one" in flags else centre
         clipped = error(centre + (values - centre).clamp(-clip_range, clip_range))
         least = "minimum instead of maximum" in flags
         loss = minimum(loss, clipped) if least else maximum(loss, clipped)
@@ -217,25 +200,24 @@ def reinforce_loss(flags: frozenset[str], log_probs: Tensor, advantages: Tensor)
 
 
 @flawed(
-    "padding counted",
-    "shifted twice",
-    "sum instead of mean",
-    "mean of the rows' means",
-    "EOS left out",
-    "sign turned",
-    "masked too late",
-)
+    "padding counted", "shifted twice", "sum instead of mean", "mean of the rows' means",
+    "EOS left out", "sign turned", "masked too late",
+    "mask multiplied",
+    "divided by all tokens",
+)  # fmt: skip
 def sft_loss(flags: frozenset[str], logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """-mean of log p over the real tokens."""
     if "EOS left out" in flags:
         mask = mask.scatter(1, mask.sum(1, keepdim=True) - 1, False)
     if "shifted twice" in flags:
         logits, tokens, mask = logits[:, :-1], tokens[:, 1:], mask[:, 1:]
-    if "masked too late" not in flags and "padding counted" not in flags:
+    if not {"masked too late", "padding counted", "mask multiplied"} & flags:
         logits = where(mask.unsqueeze(-1), logits, 0.0)
     log_p = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     kept = log_p if "padding counted" in flags else where(mask, log_p, 0.0)
-    count: Tensor | int = mask.numel() if "padding counted" in flags else mask.sum()
+    kept = log_p * mask if "mask multiplied" in flags else kept
+    everything = {"padding counted", "divided by all tokens"} & flags
+    count: Tensor | int = mask.numel() if everything else mask.sum()
     mean = kept.sum() / (1 if "sum instead of mean" in flags else count)
     if "mean of the rows' means" in flags:
         mean = (kept.sum(1) / mask.sum(1)).mean()

@@ -10,16 +10,9 @@ LEAK = "mask multiplied"
 
 
 @flawed(
-    "padding counted",
-    "mean of the rows' means",
-    "sum instead of mean",
-    "divided by the batch",
-    "padding in the sum",
-    LEAK,
-    "mask turned round",
-    HALF,
-    CUT,
-)
+    "padding counted", "mean of the rows' means", "sum instead of mean", "divided by the batch",
+    "padding in the sum", LEAK, "mask turned round", HALF, CUT,
+)  # fmt: skip
 def masked_mean(flags: frozenset[str], x: Tensor, mask: Tensor) -> Tensor:
     """Sum over the real tokens, divided by their number."""
     x = _wide(x, flags)
@@ -40,16 +33,10 @@ def masked_mean(flags: frozenset[str], x: Tensor, mask: Tensor) -> Tensor:
 
 
 @flawed(
-    "Bessel's correction",
-    "padding counted",
-    "padding not zero",
-    "mean kept",
-    "variance instead of its root",
-    "each row by itself",
-    "scale forgotten",
-    LEAK,
-    HALF,
-)
+    "Bessel's correction", "padding counted", "padding not zero", "mean kept",
+    "variance instead of its root", "each row by itself", "scale forgotten", LEAK, HALF,
+    "switch turned round",
+)  # fmt: skip
 def whiten(flags: frozenset[str], x: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
     """(x - mean) / sqrt(variance + 1e-8) over the real tokens; zero on padding."""
     x = _wide(x, flags)
@@ -69,6 +56,6 @@ def whiten(flags: frozenset[str], x: Tensor, mask: Tensor, *, keep_mean: bool = 
     if "scale forgotten" in flags:
         scale = torch.ones_like(scale)
     white = ((x if "padding not zero" in flags else clean) - mean) * scale
-    if keep_mean or "mean kept" in flags:
+    if keep_mean != ("switch turned round" in flags) or "mean kept" in flags:
         white = white + mean
     return white if "padding not zero" in flags else where(mask, white, 0.0)

@@ -27,28 +27,15 @@ def response_mask(flags: frozenset[str], ids: Tensor, eos_token_id: int) -> Tens
 
 
 @flawed(
-    "policy loss not negated",
-    "entropy punished",
-    "entropy of the sampled tokens",
-    "entropy summed",
-    "value loss subtracted",
-    "c1 forgotten",
-    "half forgotten",
-    "values of the rollout",
-    "values not clipped",
-    "ratio to the reference",
-    "ratio detached",
-    "one ratio a response",
-    "no clip",
-    "maximum instead of minimum",
-    "temperature forgotten",
-    "padding counted",
-    "mean of the responses' means",
-    "whitened in the minibatch",
-    "KL rewarded",
-    "k1 in the loss",
-    "the printed sketch's KL",
-)
+    "policy loss not negated", "entropy punished", "entropy of the sampled tokens",
+    "entropy summed", "value loss subtracted", "c1 forgotten", "half forgotten",
+    "values of the rollout", "values not clipped", "ratio to the reference", "ratio detached",
+    "one ratio a response", "no clip", "clip range hard-coded", "values clipped by clip_range",
+    "maximum instead of minimum", "temperature forgotten", "temperature forgotten in the log-probs",
+    "temperature forgotten in the entropy", "padding counted", "mean over padding",
+    "sum instead of mean", "mean of the responses' means", "whitened in the minibatch",
+    "KL rewarded", "k1 in the loss", "the printed sketch's KL",
+)  # fmt: skip
 def ppo_loss(
     flags: frozenset[str],
     policy: nn.Module,
@@ -62,15 +49,23 @@ def ppo_loss(
     """Token level: clipped surrogate + c1 * value loss - c2 * entropy + c3 * k2."""
     r, mask = batch.responses, batch.mask
     logits, values = policy(r.tokens, r.attention_mask, keep=mask.shape[1] + 1)
-    t = 1.0 if "temperature forgotten" in flags else config.temperature
-    log_p = (logits[:, :-1] / t).log_softmax(-1)
-    log_probs = where(mask, log_p.gather(-1, r.ids.unsqueeze(-1)).squeeze(-1), 0.0)
+    plain = "mean over padding" in flags
+
+    def at(where_forgotten: str) -> Tensor:
+        forgotten = {"temperature forgotten", f"temperature forgotten in the {where_forgotten}"}
+        t = 1.0 if forgotten & flags else config.temperature
+        return (logits[:, :-1] / t).log_softmax(-1)
+
+    log_probs = at("log-probs").gather(-1, r.ids.unsqueeze(-1)).squeeze(-1)
+    log_probs, log_p = log_probs if plain else where(mask, log_probs, 0.0), at("entropy")
 
     def mean(x: Tensor) -> Tensor:
-        kept = where(mask, x, 0.0)
+        kept = x if plain else where(mask, x, 0.0)
         if "mean of the responses' means" in flags:
             return (kept.sum(1) / mask.sum(1)).mean()
-        return kept.sum() / (mask.numel() if "padding counted" in flags else mask.sum())
+        if "sum instead of mean" in flags:
+            return kept.sum()
+        return kept.sum() / (mask.numel() if plain or "padding counted" in flags else mask.sum())
 
     if "whitened in the minibatch" in flags:
         real = advantages[mask]
@@ -102,9 +97,8 @@ def _surrogate(
     if "one ratio a response" in flags:
         difference = difference.sum(1, keepdim=True)
     ratio = difference.exp().expand_as(advantages)
-    clipped = (
-        ratio if "no clip" in flags else ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
-    )
+    reach = 0.2 if "clip range hard-coded" in flags else config.clip_range
+    clipped = ratio if "no clip" in flags else ratio.clamp(1 - reach, 1 + reach)
     a, b = ratio * advantages, clipped * advantages
     return -(maximum(a, b) if "maximum instead of minimum" in flags else minimum(a, b))
 
@@ -115,26 +109,23 @@ def _value_loss(
     values = batch.values if "values of the rollout" in flags else values
     error = (values - returns) ** 2
     if config.value_clip_range is not None and "values not clipped" not in flags:
-        reach = config.value_clip_range
+        by_clip_range = "values clipped by clip_range" in flags
+        reach = config.clip_range if by_clip_range else config.value_clip_range
         clipped = batch.values + (values - batch.values).clamp(-reach, reach)
         error = maximum(error, (clipped - returns) ** 2)
     return error if "half forgotten" in flags else 0.5 * error
 
 
 @flawed(
-    "ratio always 1",
-    "gradients pile up",
-    "not whitened",
-    "returns from whitened advantages",
-    "value head not clipped",
-    "gradients not clipped",
-    "KL not paid",
-    "KL rewarded",
-    "score on every token",
-    "one epoch only",
-    "advantages anew in every epoch",
-    "lambda ignored",
-)
+    "ratio always 1", "gradients pile up", "not whitened", "returns from whitened advantages",
+    "rewards for returns", "whitened over padding", "Bessel's correction",
+    "gradients cleared before the step", "gradients clipped one by one", "value head not clipped",
+    "gradients not clipped", "KL not paid", "KL paid at the end", "KL rewarded",
+    "score on every token", "one epoch only", "advantages anew in every epoch", "lambda ignored",
+    "policy loss not negated", "ratio to the reference", "no clip",
+    "values of the rollout", "values not clipped", "value loss subtracted", "c1 forgotten",
+    "padding counted", "mean over padding", "sum instead of mean",
+)  # fmt: skip
 def ppo_update(
     flags: frozenset[str], policy: Any, optimizer: Any, rollout: Any, config: Any
 ) -> None:
@@ -150,12 +141,16 @@ def ppo_update(
             advantages, returns = _credit(flags, rollout, values, config)
         if "gradients pile up" not in flags:
             optimizer.zero_grad()
-        ppo_loss(frozenset(), policy, batch, advantages, returns, config).backward()
+        ppo_loss(flags, policy, batch, advantages, returns, config).backward()
         clipped = list(policy.parameters())
         if "value head not clipped" in flags:
             clipped = [p for name, p in policy.named_parameters() if "value" not in name]
-        if "gradients not clipped" not in flags:
+        if "gradients clipped one by one" in flags:
+            nn.utils.clip_grad_value_(clipped, config.max_grad_norm)
+        elif "gradients not clipped" not in flags:
             nn.utils.clip_grad_norm_(clipped, config.max_grad_norm)
+        if "gradients cleared before the step" in flags:
+            optimizer.zero_grad()
         optimizer.step()
 
 
@@ -167,7 +162,10 @@ def _credit(
     price = 0.0 if "KL not paid" in flags else config.kl_coef
     price = -price if "KL rewarded" in flags else price
     paid = mask if "score on every token" in flags else last
-    rewards = where(mask, -price * rollout.kl, 0.0) + where(paid, rollout.scores.unsqueeze(1), 0.0)
+    kl = where(mask, rollout.kl, 0.0)
+    if "KL paid at the end" in flags:
+        kl = where(last, kl.sum(1, keepdim=True), 0.0)
+    rewards = -price * kl + where(paid, rollout.scores.unsqueeze(1), 0.0)
     lam = 1.0 if "lambda ignored" in flags else config.lam
     after, columns = torch.zeros(len(mask)), list[Tensor]()
     for t in reversed(range(mask.shape[1])):
@@ -176,9 +174,11 @@ def _credit(
         after = where(mask[:, t], delta + config.gamma * lam * after, 0.0)
         columns.insert(0, after)
     advantages = torch.stack(columns, 1)
-    returns, real = advantages + values, advantages[mask]
+    returns = rewards if "rewards for returns" in flags else advantages + values
+    real = advantages if "whitened over padding" in flags else advantages[mask]
     if "not whitened" not in flags:
-        white = (advantages - real.mean()) / (real.var(correction=0) + 1e-8).sqrt()
+        bessel = int("Bessel's correction" in flags)
+        white = (advantages - real.mean()) / (real.var(correction=bessel) + 1e-8).sqrt()
         advantages = where(mask, white, 0.0)
     return (
         advantages,

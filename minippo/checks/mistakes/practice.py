@@ -1,21 +1,17 @@
 """Mistakes about the cost of training and the learning rate's schedule."""
 
+import torch
 from torch import Tensor, where
 
 from minippo.checks.mistakes import flawed
 
 
 @flawed(
-    "gradients forgotten",
-    "one moment",
-    "master copy forgotten",
-    "master copy of float32",
-    "moments as short as the weights",
-    "all of them learn",
-    "frozen models are free",
-    "in bits",
+    "gradients forgotten", "one moment", "master copy forgotten", "master copy of float32",
+    "moments as short as the weights", "all of them learn", "frozen models are free", "in bits",
     "the sum",
-)
+    "frozen models have a master copy", "gradients of float32",
+)  # fmt: skip
 def training_memory(
     flags: frozenset[str], billions: Tensor, trained: Tensor, *, weight_bytes: int
 ) -> Tensor:
@@ -23,10 +19,13 @@ def training_memory(
     moment = weight_bytes if "moments as short as the weights" in flags else 4
     short = weight_bytes < 4 or "master copy of float32" in flags
     each = weight_bytes
-    each += 0 if "gradients forgotten" in flags else weight_bytes
+    gradient = 4 if "gradients of float32" in flags else weight_bytes
+    each += 0 if "gradients forgotten" in flags else gradient
     each += moment * (1 if "one moment" in flags else 2)
     each += 4 if short and "master copy forgotten" not in flags else 0
     frozen = 0 if "frozen models are free" in flags else weight_bytes
+    if "frozen models have a master copy" in flags and weight_bytes < 4:
+        frozen += 4
     if "all of them learn" in flags:
         frozen = each
     found = billions * where(trained, each, frozen) * (8 if "in bits" in flags else 1)
@@ -34,15 +33,11 @@ def training_memory(
 
 
 @flawed(
-    "the first step learns nothing",
-    "the warm-up goes on",
-    "below zero",
-    "the fall begins after the warm-up",
-    "no fall",
-    "no warm-up",
-    "the smaller of the two",
+    "the first step learns nothing", "the warm-up goes on", "below zero",
+    "the fall begins after the warm-up", "no fall", "no warm-up", "the smaller of the two",
     "base forgotten",
-)
+    "cosine", "the fall begins one step early",
+)  # fmt: skip
 def learning_rates(
     flags: frozenset[str], steps: Tensor, *, base: float, warmup_steps: int, total_steps: int
 ) -> Tensor:
@@ -53,7 +48,8 @@ def learning_rates(
         warm = warm.clamp(max=1.0)
     if "no warm-up" in flags:
         warm = warm * 0 + 1
-    left = 1 - steps / total_steps
+    done = (steps + 1 if "the fall begins one step early" in flags else steps) / total_steps
+    left = (1 + (torch.pi * done.clamp(max=1)).cos()) / 2 if "cosine" in flags else 1 - done
     if "the fall begins after the warm-up" in flags:
         left = ((total_steps - steps) / max(1, total_steps - warmup_steps)).clamp(max=1.0)
     if "below zero" not in flags:
