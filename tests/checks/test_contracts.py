@@ -82,7 +82,7 @@ def test_the_stub_is_unfinished_and_is_called_like_the_solution(name):
 
 @each_contract
 @pytest.mark.parametrize("part", ["literal", "hint_1"])
-def test_anyone who_follows_the_text_or_the_first_hint_has_the_idea(name, part):
+def test_anyone_who_follows_the_text_or_the_first_hint_has_the_idea(name, part):
     result = verdict(name, part)
     assert result.idea, result
 
