@@ -17,7 +17,7 @@ from tests.browser.lab import Lab  # noqa: E402
 
 N_KEYS = 6
 FIRST_CELL = """
-from minippo import widgets
+from minippo import course, widgets
 from minippo.models import load_policy
 from tests import tiny
 from tests.widgets.test_explorers import make
@@ -29,9 +29,11 @@ def shown(name, explorer):
 policy, tokenizer = load_policy()
 PAIRS = [{"prompt": "Hi.", "rejected": f"no {i}", "chosen": f"yes {i}"} for i in range(9)]
 QUESTION = widgets.Question("Flat?", ["two", "four"], 0, "A step back is learned from.")
+course.reveal("ratio 2.87", label="By how much")
 """
 OTHERS = {
     "question": "widgets.clipping(question=QUESTION)",
+    "ask": 'widgets.ask("05-first")',
     "replay": 'widgets.replay("healthy", "no-kl")',
     "own_text": 'widgets.own_text(policy, tokenizer, text="The waiter was")',
     "compare": "widgets.compare(PAIRS)",
@@ -157,6 +159,19 @@ def test_a_prediction_is_answered(page):
     page.wait(
         "document.querySelector('.x-question').textContent.includes('Yes. A step back')", "it"
     )
+
+
+def test_a_question_by_key_keeps_its_answer_and_a_reveal_stays_folded_until_opened(page):
+    words = "document.querySelector('.x-ask').textContent.includes('The policy is divided')"
+    assert not page.run(words)
+    focus(page, ".x-ask input[type=radio]")
+    page.press(" ")
+    page.wait(words, "the explanation")
+    opened = "[...document.querySelectorAll('.jp-OutputArea details')].map(d => d.open)"
+    assert page.run(opened) == [False]
+    page.run("document.querySelector('.jp-OutputArea summary').click()")
+    assert page.run(opened) == [True]
+    assert "ratio 2.87" in page.run("document.querySelector('.jp-OutputArea details').innerText")
 
 
 def test_pairs_are_compared_by_keyboard(page):
