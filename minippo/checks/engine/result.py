@@ -46,7 +46,7 @@ class Result:
             return _given(self.reference)
         function = _given(self.function)
         kept = [keep(self.name, function) for keep in KEEP]
-        display(replace(self, headline="; ".join([self.headline, *kept])))
+        display(replace(self, headline="; ".join([self.headline.rstrip("."), *kept])))
         return function
 
     @property
