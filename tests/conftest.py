@@ -1,6 +1,7 @@
 """Each test runs with minippo's annotations enforced, without a network, and from one seed."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +54,18 @@ def without_hook() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def lesson_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, without_hook: None
+) -> Iterator[None]:
+    """A folder in which a lesson makes my_ppo.py; nothing is left of it afterwards."""
+    from minippo.checks.engine import result
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delenv("MINIPPO_MINE", raising=False)
+    yield
+    sys.modules.pop("my_ppo", None)
+    result.KEEP.clear()

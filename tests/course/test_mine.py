@@ -10,7 +10,6 @@ import pytest
 
 import minippo
 from minippo import checks, course
-from minippo.checks.engine import result
 from minippo.checks.engine.contract import contract
 from minippo.course import mine
 
@@ -20,15 +19,7 @@ def my_probability_ratio(log_probs, old_log_probs):
 """
 
 
-@pytest.fixture(autouse=True)
-def _folder(monkeypatch, tmp_path, without_hook):
-    """A lesson's folder, and nothing left of it afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delenv("MINIPPO_MINE", raising=False)
-    yield
-    sys.modules.pop("my_ppo", None)
-    result.KEEP.clear()
+pytestmark = pytest.mark.usefixtures("lesson_folder")
 
 
 def written(source: str, **names):

@@ -1,12 +1,10 @@
 """Lesson 12 on the file of a student who has pasted every contract's solution."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from minippo import course
-from minippo.checks.engine import result
 from minippo.checks.engine.contract import contract
 from minippo.course import mine
 from tests.notebooks.test_notebooks import NOTEBOOKS, cells
@@ -14,14 +12,7 @@ from tests.notebooks.test_notebooks import NOTEBOOKS, cells
 LESSON = next(path for path in NOTEBOOKS if path.stem[:2] == "12")
 
 
-@pytest.fixture(autouse=True)
-def _folder(monkeypatch, tmp_path, without_hook):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delenv("MINIPPO_MINE", raising=False)
-    yield
-    sys.modules.pop("my_ppo", None)
-    result.KEEP.clear()
+pytestmark = pytest.mark.usefixtures("lesson_folder")
 
 
 def test_every_function_of_the_loop_is_an_exercise_of_some_lesson():
