@@ -13,7 +13,7 @@ import torch
 import tests.shapes  # noqa: F401  (the hook calls it by name)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["MINIPPO_MINE"] = "off"  # lessons, too, read no student's file
+os.environ["MINIPPO_MINE"] = "off"  # lessons read no student's file either
 jaxtyping.install_import_hook("minippo", "tests.shapes.check")
 
 # No clock in a test, and the same examples every time, whatever failed before.
