@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "real_models.md"
 MODELS = ("gpt2", "smollm2-135m-instruct")
-COLUMNS = ("lesson", "model", "result", "claims", "wall", "processor", "date", "versions")
+COLUMNS = ("lesson", "model", "result", "claims", "wall", "processor", "memory", "date", "versions")
 # Waiting threads sleep: spinning would be counted as processor time, ten times the work's.
 QUIET = {"MINIPPO_MINE": "off", "MPLBACKEND": "agg", "TQDM_DISABLE": "1"}
 QUIET |= {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
@@ -29,7 +29,8 @@ Made by `make real-lessons`: lessons 01 to 12 with `MINIPPO_MODEL` naming a real
 process of its own. A lesson's last cell asserts what the lesson claims. Part of that is about the
 shipped model alone (numbers of the text, results of training); *claims* says how many of all were
 asserted on the real model. *Passed*: every cell ran, and all of these hold. Minutes are wall time
-and processor time of all threads; the machine may have been doing other work.
+and processor time of all threads (the machine may have been doing other work); memory is the peak,
+in GB.
 """
 
 
@@ -129,6 +130,15 @@ def measured(path: Path, model: str, minutes: float, threads: int) -> dict[str, 
     }
 
 
+def spent() -> dict[str, str]:
+    """Processor minutes and peak memory of this process."""
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gigabytes = most / (1e9 if sys.platform == "darwin" else 1e6)
+    return {"processor": f"{time.process_time() / 60:.1f}", "memory": f"{gigabytes:.1f}"}
+
+
 def circumstances(threads: int) -> dict[str, str]:
     """The date and what was used."""
     used = [
@@ -173,8 +183,7 @@ def main() -> None:
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        result = lesson(options.one.resolve())
-        print("\n" + json.dumps({"result": result, "processor": f"{time.process_time() / 60:.1f}"}))
+        print("\n" + json.dumps({"result": lesson(options.one.resolve())} | spent()))
         return
     for model in options.models:
         here = reachable(model)
