@@ -14,7 +14,7 @@ copyright = "The minippo authors. Code: MIT. Text and data: CC BY 4.0"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # The sources stay where readers of the repository find them: next to this file, not below it.
-include_patterns = ["docs/*.md", "notebooks/[0-9][0-9]_*.ipynb", "notebooks/cheat_sheet.md"]
+include_patterns = ["docs/*.md", "notebooks/[0-9][0-9]_*.ipynb", "notebooks/*.md"]
 root_doc = "docs/index"
 
 nb_execution_mode = "off"  # outputs are stored, and the tests compare them
