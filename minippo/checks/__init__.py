@@ -33,7 +33,7 @@ from minippo.checks.exercises import (
 )
 from minippo.checks.hacking import best_of_n_mean, distinct_n
 from minippo.checks.kl import AdaptiveKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
-from minippo.checks.log_probs import entropy, sequence_log_prob, token_log_probs
+from minippo.checks.log_probs import entropy, sample_tokens, sequence_log_prob, token_log_probs
 from minippo.checks.losses import (
     bradley_terry_loss,
     clip_is_active,
@@ -48,7 +48,8 @@ from minippo.checks.masking import masked_mean, whiten
 from minippo.checks.practice import learning_rates, training_memory
 
 _MATHEMATICS = (
-    token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, bradley_terry_loss,
+    token_log_probs, sequence_log_prob, sample_tokens, entropy, masked_mean, whiten,
+    bradley_terry_loss,
     probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
     reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
     shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,

@@ -66,6 +66,18 @@ def log_softmax(z: Row, temperature: float = 1.0) -> Row:
     return [(x - top) / temperature - math.log(total) for x in z]
 
 
+def sample_tokens(probabilities: Rows, darts: Row) -> list[int]:
+    """Walk along the stretches, at most to the last one, until one ends beyond the dart."""
+    tokens = []
+    for row, dart in zip(probabilities, darts, strict=True):
+        token, end = 0, row[0]
+        while end <= dart and token + 1 < len(row):
+            token += 1
+            end += row[token]
+        tokens.append(token)
+    return tokens
+
+
 def token_log_probs(logits: list[Rows], tokens: list[list[int]], temperature: float = 1.0) -> Rows:
     """log p(token) per position."""
     return [

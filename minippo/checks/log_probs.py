@@ -2,13 +2,39 @@
 
 import math
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 
 import minippo
-from minippo.checks import definitions
+from minippo.checks import definitions, solutions
 from minippo.checks.engine.cases import Case, Draw, each
 from minippo.checks.engine.check import Check
 
 LARGE = "as many tokens as GPT-2 has"
+
+
+def _sample_cases(draw: Draw) -> Iterator[Case]:
+    def shares() -> list[float]:
+        """Multiples of 1/64, some of them 0, that add up to 1 without rounding."""
+        cuts = sorted(draw.random.randrange(65) for _ in range(draw.vocab - 1))
+        return [(b - a) / 64 for a, b in pairwise([0, *cuts, 64])]
+
+    rows = [shares() for _ in range(draw.batch)]
+    for _ in range(4):
+        darts = [(draw.random.randrange(64) + 0.5) / 64 for _ in rows]  # on no boundary
+        yield draw.case(probabilities=rows, darts=darts)
+        rows = [shares() for _ in rows]
+    ends = [draw.random.choice([0.0, *list(accumulate(row))[:-1]]) % 1 for row in rows]
+    yield draw.case("a dart on a boundary", robust=True, probabilities=rows, darts=ends)
+    short = [[0.5, *[0.0] * (draw.vocab - 2), 0.5 - 2.0**-20]] * draw.batch
+    last = [1 - 2.0**-24] * draw.batch  # the largest number below 1
+    yield draw.case("a sum just below 1", robust=True, probabilities=short, darts=last)
+
+
+sample_tokens = Check(
+    reference=solutions.sample_tokens,
+    definition=definitions.sample_tokens,
+    cases=_sample_cases,
+)
 
 
 def _token_log_probs_cases(draw: Draw) -> Iterator[Case]:

@@ -13,8 +13,19 @@ from minippo.responses import response_mask
 __all__ = [
     "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "entropy_bonus",
     "first_ratio_error", "learning_rates", "mean_minus_variance", "optimal_policy", "ppo_epochs",
-    "response_mask", "sequence_ratio", "training_memory",
+    "response_mask", "sample_tokens", "sequence_ratio", "training_memory",
 ]  # fmt: skip
+
+
+def sample_tokens(
+    probabilities: Float[Tensor, "batch vocab"], darts: Float[Tensor, " batch"]
+) -> Int[Tensor, " batch"]:
+    """Return the token on whose stretch of [0, 1) each dart lands: inverse-CDF sampling.
+
+    The darts are scaled to the sum, because rounding may leave it below 1.
+    """
+    ends = probabilities.double().cumsum(-1)
+    return (ends <= darts.unsqueeze(-1) * ends[:, -1:]).sum(-1)
 
 
 def mean_minus_variance(

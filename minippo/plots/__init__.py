@@ -35,10 +35,10 @@ from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, pp
 from minippo.plots.distributions import (
     KLTwoWays,
     NextToken,
+    darts,
     kl_estimators,
     kl_two_ways,
     kl_two_ways_panels,
-    next_token,
     next_token_panels,
 )
 from minippo.plots.microscope import (
@@ -99,6 +99,7 @@ __all__ = [
     "credit",
     "credit_panels",
     "credit_rows",
+    "darts",
     "each_seed",
     "folded",
     "frontier",
@@ -110,7 +111,6 @@ __all__ = [
     "kl_two_ways_panels",
     "lines",
     "logged_and_true_kl",
-    "next_token",
     "next_token_panels",
     "over_optimisation",
     "over_optimisation_panels",
