@@ -31,9 +31,7 @@ def _sample_cases(draw: Draw) -> Iterator[Case]:
 
 
 sample_tokens = Check(
-    reference=solutions.sample_tokens,
-    definition=definitions.sample_tokens,
-    cases=_sample_cases,
+    reference=solutions.sample_tokens, definition=definitions.sample_tokens, cases=_sample_cases
 )
 
 

@@ -18,9 +18,7 @@ SIZES = (1, 4, 16, 64, 256)
 class NextToken(Picture):
     """Bars of the likeliest next tokens at one position and temperature."""
 
-    def __init__(
-        self, logits: Tensor, words: Sequence[str], *, show_entropy: bool = True
-    ) -> None:
+    def __init__(self, logits: Tensor, words: Sequence[str], *, show_entropy: bool = True) -> None:
         """`logits` [time, vocab] may be replaced; `words` names the whole vocabulary."""
         self.logits, self._words, self._show_entropy = logits, words, show_entropy
         figure = Figure(figsize=(9, 3.6))
