@@ -67,15 +67,11 @@ def log_softmax(z: Row, temperature: float = 1.0) -> Row:
 
 
 def sample_tokens(probabilities: Rows, darts: Row) -> list[int]:
-    """Walk along the stretches, at most to the last one, until one ends beyond the dart."""
-    tokens = []
-    for row, dart in zip(probabilities, darts, strict=True):
-        token, end = 0, row[0]
-        while end <= dart and token + 1 < len(row):
-            token += 1
-            end += row[token]
-        tokens.append(token)
-    return tokens
+    """How many stretches end at or before each dart; the last one has no end."""
+    return [
+        sum(end <= dart for end in itertools.accumulate(row[:-1]))
+        for row, dart in zip(probabilities, darts, strict=True)
+    ]
 
 
 def token_log_probs(logits: list[Rows], tokens: list[list[int]], temperature: float = 1.0) -> Rows:

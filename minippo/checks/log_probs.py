@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
 
 import minippo
 from minippo.checks import definitions, solutions
@@ -13,21 +12,14 @@ LARGE = "as many tokens as GPT-2 has"
 
 
 def _sample_cases(draw: Draw) -> Iterator[Case]:
-    def shares() -> list[float]:
-        """Multiples of 1/64, some of them 0, that add up to 1 without rounding."""
-        cuts = sorted(draw.random.randrange(65) for _ in range(draw.vocab - 1))
-        return [(b - a) / 64 for a, b in pairwise([0, *cuts, 64])]
-
-    rows = [shares() for _ in range(draw.batch)]
     for _ in range(4):
-        darts = [(draw.random.randrange(64) + 0.5) / 64 for _ in rows]  # on no boundary
-        yield draw.case(probabilities=rows, darts=darts)
-        rows = [shares() for _ in rows]
-    ends = [draw.random.choice([0.0, *list(accumulate(row))[:-1]]) % 1 for row in rows]
-    yield draw.case("a dart on a boundary", robust=True, probabilities=rows, darts=ends)
-    short = [[0.5, *[0.0] * (draw.vocab - 2), 0.5 - 2.0**-20]] * draw.batch
-    last = [1 - 2.0**-24] * draw.batch  # the largest number below 1
-    yield draw.case("a sum just below 1", robust=True, probabilities=short, darts=last)
+        logits = draw.floats(draw.batch, draw.vocab)
+        p = [[math.exp(x) for x in definitions.log_softmax(row)] for row in logits]
+        yield draw.case(probabilities=p, darts=draw.floats(draw.batch, low=0.0, high=0.99))
+    p = [[0.0, 0.5, 0.25, 0.25]] * 2
+    yield draw.case("a dart on a boundary", robust=True, probabilities=p, darts=[0.0, 0.5])
+    p, last = [[0.5, 0.5 - 2**-20]], [1 - 2**-24]  # the largest number below 1
+    yield draw.case("a sum just below 1", robust=True, probabilities=p, darts=last)
 
 
 sample_tokens = Check(

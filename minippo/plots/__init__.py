@@ -12,7 +12,6 @@ from minippo.plots.bugs import (
     BugCurves,
     Rows,
     Symptom,
-    bug_curves,
     bug_curves_panels,
     bug_scores,
     logged_and_true_kl,
@@ -38,7 +37,6 @@ from minippo.plots.distributions import (
     darts,
     kl_estimators,
     kl_two_ways,
-    kl_two_ways_panels,
     next_token_panels,
 )
 from minippo.plots.microscope import (
@@ -87,7 +85,6 @@ __all__ = [
     "TokenMicroscope",
     "TrainingRun",
     "bars",
-    "bug_curves",
     "bug_curves_panels",
     "bug_scores",
     "clip_or_penalty",
@@ -108,7 +105,6 @@ __all__ = [
     "kl_controller",
     "kl_estimators",
     "kl_two_ways",
-    "kl_two_ways_panels",
     "lines",
     "logged_and_true_kl",
     "next_token_panels",

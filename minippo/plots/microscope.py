@@ -32,7 +32,7 @@ class TokenMicroscope(Picture):
         """`records`: as made by `record.Recorder`, in any order.
 
         Each is a mapping with "step", "prompt", "tokens" (strings), and per token "ratio",
-        "advantage", "kl", "entropy" and "log_prob" (nats), or some of them; a "score" is shown, too.
+        "advantage", "kl", "entropy" and "log_prob" (nats), or some; a "score" is shown, too.
         """
         _check("TokenMicroscope", records)
         self._records = sorted(records, key=lambda record: record["step"])
@@ -79,7 +79,7 @@ class TokenMicroscope(Picture):
             fail("TokenMicroscope", "quantity", f"be one of {', '.join(self.quantities)}", quantity)
         tokens = [_written(token) for token in record["tokens"]]
         strip.write(tokens, record[quantity], quantity, self._tops[quantity])
-        step = f"step {record['step']}, " if len(self.steps) > 1 else ""
+        step = "" if quantity == "log_prob" else f"step {record['step']}, "
         strip.title.set_text(
             f"{step}{_score(record, ': ')}"
             f"{NAMES.get(quantity, quantity)}, after {_cut(record['prompt'], 50)!r}"

@@ -16,15 +16,10 @@ Region = Callable[[dict[str, Nested]], Nested]  # inputs -> True where it holds,
 def clearest(wrong: Sequence[Failure]) -> Failure:
     """Pick the failure to show: an error, then a shape of several numbers, then the first."""
     errors = [f for f in wrong if f.part == "raised"]
-    errors.sort(key=lambda f: -min(3, _smallest(f.case)))
+    errors.sort(key=lambda f: -min(9, len(flat([*f.case.inputs.values()]))))  # not one token
     shapes = [f for f in wrong if f.part == "shape"]
     shapes.sort(key=lambda f: -min(3, len(flat(f.expected))))  # one number hides what was done
     return [*errors, *shapes, *wrong][0]
-
-
-def _smallest(case: Case) -> int:
-    """How many numbers the smallest list of a case holds."""
-    return min((len(flat(x)) for x in case.inputs.values() if isinstance(x, list)), default=3)
 
 
 def properties(

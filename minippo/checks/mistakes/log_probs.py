@@ -20,21 +20,19 @@ def _cut(x: Tensor, flags: frozenset[str]) -> Tensor:
 
 @flawed(
     "likeliest token", "probabilities not added up", "one token too early", "sorted first",
-    "one dart for all rows", "boundary to the token before", "beyond the last token",
+    "boundary to the token before", "beyond the last token",
 )  # fmt: skip
 def sample_tokens(flags: frozenset[str], probabilities: Tensor, darts: Tensor) -> Tensor:
     """Count the stretches that end at or before the dart."""
     p = probabilities.double()
     if "likeliest token" in flags:
         return p.argmax(-1)
-    order = p.argsort(dim=-1, descending=True, stable=True)
-    ends = (p.gather(-1, order) if "sorted first" in flags else p).cumsum(-1)
-    darts = (darts[:1] if "one dart for all rows" in flags else darts).unsqueeze(-1)
-    darts = darts if "beyond the last token" in flags else darts * ends[:, -1:]
-    ends = p if "probabilities not added up" in flags else ends
+    p = p.sort(-1, descending=True).values if "sorted first" in flags else p
+    ends = p if "probabilities not added up" in flags else p.cumsum(-1)
+    total = 1.0 if "beyond the last token" in flags else p.sum(-1, keepdim=True)
+    darts = darts.unsqueeze(-1) * total
     passed = ends < darts if "boundary to the token before" in flags else ends <= darts
-    found = passed.sum(-1) - ("one token too early" in flags)
-    return order.gather(-1, found.unsqueeze(-1))[:, 0] if "sorted first" in flags else found
+    return passed.sum(-1) - int("one token too early" in flags)
 
 
 @flawed(
