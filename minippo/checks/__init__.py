@@ -21,6 +21,7 @@ from minippo.checks.engine.result import Result, Solution
 from minippo.checks.engine.variant import variant as make_variant
 from minippo.checks.exercises import (
     accumulated_loss,
+    calibration,
     combined_loss,
     effective_sample_size,
     entropy_bonus,
@@ -55,6 +56,7 @@ _MATHEMATICS = (
     group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio,
     effective_sample_size, entropy_bonus, combined_loss, optimal_policy, best_of_n_mean, distinct_n,
     training_memory, learning_rates, accumulated_loss, first_ratio_error, token_truth, ppo_epochs,
+    calibration,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, so load on demand
 
