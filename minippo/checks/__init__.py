@@ -53,10 +53,9 @@ _MATHEMATICS = (
     probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
     reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
     shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
-    group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio,
+    group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio, calibration,
     effective_sample_size, entropy_bonus, combined_loss, optimal_policy, best_of_n_mean, distinct_n,
     training_memory, learning_rates, accumulated_loss, first_ratio_error, token_truth, ppo_epochs,
-    calibration,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, so load on demand
 
