@@ -21,6 +21,7 @@ from minippo.checks.engine.result import Result, Solution
 from minippo.checks.engine.variant import variant as make_variant
 from minippo.checks.exercises import (
     accumulated_loss,
+    calibration,
     combined_loss,
     effective_sample_size,
     entropy_bonus,
@@ -53,7 +54,7 @@ _MATHEMATICS = (
     probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
     reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
     shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
-    group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio,
+    group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio, calibration,
     effective_sample_size, entropy_bonus, combined_loss, optimal_policy, best_of_n_mean, distinct_n,
     training_memory, learning_rates, accumulated_loss, first_ratio_error, token_truth, ppo_epochs,
 )  # fmt: skip

@@ -360,6 +360,21 @@ def mean_minus_variance(scores: Rows, coef: float) -> Row:
     return found
 
 
+def calibration(difference: Row, first_won: Row, edges: Row) -> Rows:
+    """How sure, how often right, and the share of the pairs, for each bin of how sure."""
+    pairs = [
+        (1 / (1 + math.exp(-abs(d))), 0.5 if d == 0 else won if d > 0 else 1 - won)
+        for d, won in zip(difference, first_won, strict=True)
+    ]
+    found = []
+    for low, high in itertools.pairwise([0, *edges, 1]):
+        inside = [pair for pair in pairs if low < pair[0] <= high]
+        n = max(1, len(inside))
+        sure, right = (sum(pair[k] for pair in inside) / n for k in range(2))
+        found.append([sure, right, len(inside) / len(pairs)])
+    return [[each[k] for each in found] for k in range(3)]
+
+
 def sequence_ratio(log_probs: Rows, old_log_probs: Rows, mask: Mask) -> Row:
     """The product of the real tokens' ratios."""
     return [

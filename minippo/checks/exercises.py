@@ -34,6 +34,25 @@ mean_minus_variance = Check(
 )
 
 
+def _calibration_cases(draw: Draw) -> Iterator[Case]:
+    far = [0.25, -0.75, 1.5, -3.5, *draw.floats(draw.time * draw.vocab)]  # each bin has a pair
+    edges = [0.625, 0.75, 0.875]
+    for _ in range(3):
+        won = [float(draw.random.randrange(2)) for _ in far]
+        yield draw.case(difference=far, first_won=won, edges=edges)
+    share = draw.floats(len(far), low=0.0, high=1.0)
+    yield draw.case("several annotators", difference=far, first_won=share, edges=edges)
+    yield draw.case("one bin", difference=far, first_won=won, edges=[])
+    tied = [0.0, *far[1:], 0.0]
+    yield draw.case("with ties", difference=tied, first_won=[1.0, *won], edges=edges)
+    yield draw.case("empty bins", difference=far, first_won=won, edges=[0.75, 0.98, 0.99])
+
+
+calibration = Check(
+    reference=solutions.calibration, definition=definitions.calibration, cases=_calibration_cases
+)
+
+
 def _ratio_cases(draw: Draw) -> Iterator[Case]:
     for _ in range(3):
         yield draw.case(log_probs=draw.log_probs(), old_log_probs=draw.log_probs(), mask=draw.mask)

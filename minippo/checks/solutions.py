@@ -38,6 +38,20 @@ def mean_minus_variance(
     return scores.mean(0) - coef * scores.var(0, correction=0)
 
 
+def calibration(
+    difference: Float[Tensor, " pairs"],
+    first_won: Float[Tensor, " pairs"],
+    edges: Float[Tensor, " edges"],
+) -> Float[Tensor, "3 bins"]:
+    """Per bin of how sure a reward model is: how sure, how often right, its share of the pairs."""
+    sure = difference.abs().sigmoid()
+    right = 0.5 + difference.sign() * (first_won - 0.5)
+    inside = torch.bucketize(sure, edges) == torch.arange(len(edges) + 1).unsqueeze(1)
+    n = inside.sum(1)
+    sums = torch.stack([(inside * x).sum(1) for x in (sure, right)])
+    return torch.cat([sums / n.clamp(min=1), n[None] / len(sure)])
+
+
 def sequence_ratio(
     log_probs: Float[Tensor, "batch time"],
     old_log_probs: Float[Tensor, "batch time"],

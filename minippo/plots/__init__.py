@@ -54,7 +54,7 @@ from minippo.plots.rewards import (
     over_optimisation,
     over_optimisation_panels,
 )
-from minippo.plots.runs import History, TrainingRun, health, training_run, training_run_panels
+from minippo.plots.runs import History, TrainingRun, health, training_run
 from minippo.plots.seeds import each_seed, over_seeds
 from minippo.plots.simple import bars, lines, two_lines
 
@@ -129,6 +129,5 @@ __all__ = [
     "token_ratios",
     "token_truth",
     "training_run",
-    "training_run_panels",
     "two_lines",
 ]

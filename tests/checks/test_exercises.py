@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("without_hook")
 NAMES = [
     "mean_minus_variance", "sequence_ratio", "entropy_bonus", "combined_loss", "optimal_policy",
     "accumulated_loss", "first_ratio_error", "effective_sample_size", "token_truth",
+    "calibration",
 ]  # fmt: skip
 
 
@@ -66,6 +67,14 @@ def test_the_truth_at_every_token_by_hand():
     scores = tensor([[0.0, 2.0], [1.0, 3.0], [4.0, 4.0]])
     found = solutions.token_truth(scores)
     assert found.tolist() == [[1.0, 2.0], pytest.approx([1.0, 1.0]), [1.0, 2.0]]
+
+
+def test_calibration_by_hand():
+    # sigmoid(log 3) is 3/4: sure by 3/4 in two pairs and right in one, and one tie.
+    difference, won = tensor([3.0, 1 / 3, 1.0]).log(), tensor([1.0, 1.0, 1.0])
+    found = solutions.calibration(difference, won, tensor([0.6, 0.9])).T
+    assert found.tolist()[0] == pytest.approx([0.5, 0.5, 1 / 3])
+    assert found.tolist()[1:] == [pytest.approx([0.75, 0.5, 2 / 3]), [0, 0, 0]]
 
 
 def test_solutions_of_exercises_agree_with_the_package():

@@ -83,9 +83,6 @@ FIGURES = {
     "token_microscope": lambda: plots.token_microscope(long_records()),
     "token_microscope_panels": lambda: plots.token_microscope_panels(long_records()),
     "training_run": lambda: plots.training_run(a_long_run(), title="a run"),
-    "training_run_panels": lambda: plots.training_run_panels(
-        {"good": a_long_run(), "bad": a_long_run(20.0)}
-    ),
     "over_optimisation": lambda: plots.over_optimisation(KL, PROXY, GOLD),
     "over_optimisation_panels": lambda: plots.over_optimisation_panels(
         {"few pairs": (KL, PROXY, GOLD), "many": (KL, PROXY, PROXY)}

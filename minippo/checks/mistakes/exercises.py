@@ -33,6 +33,27 @@ def mean_minus_variance(flags: frozenset[str], scores: Tensor, *, coef: float) -
 
 
 @flawed(
+    "sure of the first", "won for right", "majority for the share", "ties forgotten",
+    "pairs for the share", "scores for probabilities", "empty bins are NaN",
+)  # fmt: skip
+def calibration(
+    flags: frozenset[str], difference: Tensor, first_won: Tensor, edges: Tensor
+) -> Tensor:
+    """Means of how sure and how often right, and the share of the pairs, per bin."""
+    sure = difference if "sure of the first" in flags else difference.abs()
+    sure = sure if "scores for probabilities" in flags else sure.sigmoid()
+    won = first_won.round() if "majority for the share" in flags else first_won
+    right = where(difference > 0, won, 1 - won)
+    right = first_won if "won for right" in flags else right
+    right = right if "ties forgotten" in flags else where(difference == 0, 0.5, right)
+    inside = torch.bucketize(sure, edges) == torch.arange(len(edges) + 1).unsqueeze(1)
+    n = inside.sum(1)
+    divisor = n if "empty bins are NaN" in flags else n.clamp(min=1)
+    share = n / (1 if "pairs for the share" in flags else len(sure))
+    return torch.stack([(inside * sure).sum(1) / divisor, (inside * right).sum(1) / divisor, share])
+
+
+@flawed(
     "mean of the token ratios", "sum of the token ratios", "mean instead of sum", "padding counted",
     "padding makes it 0", LEAK, "upside down", "each sum through exp", "masked too late",
     "log-ratio instead of ratio", HALF, CUT, ATTACHED,
@@ -191,13 +212,9 @@ def first_ratio_error(
 
 
 @flawed(
-    "log-ratios for ratios",
-    "sum not squared",
-    "share for number",
-    "upside down",
-    "exponential of the entropy",
-    "exp overflows",
-)
+    "log-ratios for ratios", "sum not squared", "share for number", "upside down",
+    "exponential of the entropy", "exp overflows",
+)  # fmt: skip
 def effective_sample_size(flags: frozenset[str], log_ratios: Tensor) -> Tensor:
     """(sum of w)^2 / sum of w^2."""
     w = log_ratios.softmax(0)
@@ -213,14 +230,10 @@ def effective_sample_size(flags: frozenset[str], log_ratios: Tensor) -> Tensor:
 
 
 @flawed(
-    "sum for the mean",
-    "standard deviation for the standard error",
-    "population deviation",
-    "variance of the mean",
-    "credit of the token before",
-    "step turned round",
+    "sum for the mean", "standard deviation for the standard error", "population deviation",
+    "variance of the mean", "credit of the token before", "step turned round",
     "mean over the places",
-)
+)  # fmt: skip
 def token_truth(flags: frozenset[str], scores: Tensor) -> Tensor:
     """Means of the rows, their standard errors, and the steps between them."""
     dim = 0 if "mean over the places" in flags else 1
@@ -238,17 +251,10 @@ def token_truth(flags: frozenset[str], scores: Tensor) -> Tensor:
 
 
 @flawed(
-    "log-probs measured once",
-    "old log-probs measured again",
-    "padding counted",
-    "gradients pile up",
-    "one epoch only",
-    "whole batch in each step",
-    "sum instead of mean",
-    "advantages not given",
-    "step forgotten",
-    "log-ratio instead of ratio",
-)
+    "log-probs measured once", "old log-probs measured again", "padding counted",
+    "gradients pile up", "one epoch only", "whole batch in each step", "sum instead of mean",
+    "advantages not given", "step forgotten", "log-ratio instead of ratio",
+)  # fmt: skip
 def ppo_epochs(
     flags: frozenset[str],
     new_log_probs: Callable[[Tensor], Tensor],
