@@ -28,6 +28,14 @@ def test_the_credit_strip_holds_the_definitions_numbers(gamma, lam):
     assert texts == [f"{x + 0.0:.2f}" for x in shown.flatten()]
 
 
+def test_without_values_the_strip_shows_rewards_and_returns_alone():
+    picture = plots.Credit(["fine", "EOS"], torch.tensor([-0.25, 1.0]))
+    assert picture.move(gamma=0.5) == ("gamma 0.50: return 0.25 at the first token, 1.00 at EOS.")
+    axes = picture.figure.axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["reward r", "return G"]
+    assert [text.get_text() for text in axes.texts] == ["-0.25", "1.00", "0.25", "1.00"]
+
+
 def test_a_response_of_one_token_has_its_surprise_as_advantage():
     picture = plots.Credit(["."], torch.tensor([1.0]), torch.tensor([0.25]))
     for lam in (0.0, 1.0):

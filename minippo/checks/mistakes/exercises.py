@@ -285,3 +285,35 @@ def ppo_epochs(
             total.backward(retain_graph="log-probs measured once" in flags)
             if "step forgotten" not in flags:
                 optimizer.step()
+
+
+@flawed(
+    "step forgotten", "gradients pile up", "one epoch only", "whole batch in each step",
+    "padding counted", "sum instead of mean", "returns of other rows",
+)  # fmt: skip
+def fit_values(
+    flags: frozenset[str],
+    values_of: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    epochs: int,
+    minibatch_size: int,
+) -> list[float]:
+    """Epochs over minibatches: half the mean square over real tokens, one step for each."""
+    everything, losses = torch.arange(len(mask)), list[float]()
+    counted = torch.ones_like(mask) if "padding counted" in flags else mask
+    for _ in range(1 if "one epoch only" in flags else epochs):
+        for rows in everything.split(minibatch_size):
+            rows = everything if "whole batch in each step" in flags else rows
+            others = returns[: len(rows)] if "returns of other rows" in flags else returns[rows]
+            loss = where(counted[rows], (values_of(rows) - others) ** 2 / 2, 0.0).sum()
+            loss = loss if "sum instead of mean" in flags else loss / counted[rows].sum()
+            if "gradients pile up" not in flags:
+                optimizer.zero_grad()
+            loss.backward()
+            if "step forgotten" not in flags:
+                optimizer.step()
+            losses.append(loss.item())
+    return losses
