@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -239,13 +238,13 @@ first_ratio_error = Check(
 )
 
 
-@contextmanager
-def _rows_in_order() -> Iterator[None]:
-    """Shuffle nothing: a mistake may depend on the order, and is then still known."""
+def _in_order(function: Callable[..., Any], inputs: dict[str, Any], *args: Any) -> Any:
+    """Call it with rows unshuffled: a mistake that depends on their order is then still known."""
     torch_order, order = patch("torch.randperm", torch.arange), patch("random.shuffle")
+    settings = {name: inputs[name] for name in ("epochs", "minibatch_size")}
     with torch_order, order, torch.random.fork_rng(devices=[]):
         try:
-            yield
+            return function(*args, **settings)
         except RuntimeError as error:
             if "a second time" in str(error):
                 says = "backward met numbers that were measured before the last step"
@@ -262,14 +261,10 @@ def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         asked.append(rows)
         return minippo.token_log_probs(table[rows], inputs["tokens"][rows])
 
-    with _rows_in_order():
-        function(
-            new_log_probs,
-            partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]),
-            torch.optim.SGD([table], lr=inputs["learning_rate"]),
-            inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
-            epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
-        )  # fmt: skip
+    loss = partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"])
+    optimizer = torch.optim.SGD([table], lr=inputs["learning_rate"])
+    known = [inputs[name] for name in ("old_log_probs", "advantages", "mask")]
+    _in_order(function, inputs, new_log_probs, loss, optimizer, *known)
     return table.detach() if asked else ...
 
 
@@ -305,12 +300,9 @@ ppo_epochs = Check(
 def _call_fit(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
     """Train a table of values by plain gradient descent; return the losses on the way."""
     table = inputs["values"].clone().requires_grad_()
-    with _rows_in_order(), torch.enable_grad():
-        losses = function(
-            lambda rows: table[rows], torch.optim.SGD([table], lr=inputs["learning_rate"]),
-            inputs["returns"], inputs["mask"],
-            epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
-        )  # fmt: skip
+    optimizer = torch.optim.SGD([table], lr=inputs["learning_rate"])
+    known = inputs["returns"], inputs["mask"]
+    losses = _in_order(function, inputs, lambda rows: table[rows], optimizer, *known)
     return torch.tensor([float(x) for x in losses]) if isinstance(losses, list) else losses
 
 
@@ -328,9 +320,4 @@ def _fit_cases(draw: Draw) -> Iterator[Case]:
         )  # fmt: skip
 
 
-fit_values = Check(
-    reference=solutions.fit_values,
-    definition=definitions.fit_values,
-    cases=_fit_cases,
-    call=_call_fit,
-)
+fit_values = Check(solutions.fit_values, definitions.fit_values, _fit_cases, call=_call_fit)

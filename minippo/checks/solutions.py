@@ -191,14 +191,10 @@ def ppo_epochs(
 
 
 def fit_values(
-    values_of: Callable[[Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    returns: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    *,
-    epochs: int,
-    minibatch_size: int,
-) -> list[float]:
+    values_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    returns: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"],
+    *, epochs: int, minibatch_size: int,
+) -> list[float]:  # fmt: skip
     """Pull values towards returns; the loss before each step. `values_of(rows)` measures now."""
     losses = []
     for _ in range(epochs):

@@ -12,7 +12,6 @@ from minippo.plots.bugs import (
     BugCurves,
     Rows,
     Symptom,
-    bug_curves,
     bug_curves_panels,
     bug_scores,
     logged_and_true_kl,
@@ -30,7 +29,7 @@ from minippo.plots.clipping import (
 )
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
 from minippo.plots.controllers import KLController, kl_controller
-from minippo.plots.credit import Credit, credit, credit_panels, credit_rows, surprises, token_truth
+from minippo.plots.credit import Credit, credit_panels, credit_rows, surprises, token_truth
 from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
@@ -86,7 +85,6 @@ __all__ = [
     "TokenMicroscope",
     "TrainingRun",
     "bars",
-    "bug_curves",
     "bug_curves_panels",
     "bug_scores",
     "clip_or_penalty",
@@ -95,7 +93,6 @@ __all__ = [
     "clipping_panels",
     "combined_loss",
     "combined_loss_panels",
-    "credit",
     "credit_panels",
     "credit_rows",
     "each_seed",

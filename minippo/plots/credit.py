@@ -92,20 +92,6 @@ class Credit(Picture):
         )
 
 
-def credit(
-    words: Sequence[str], rewards: Tensor, values: Tensor, *, gamma: float = 1.0, lam: float = 0.95
-) -> Figure:
-    """Plot reward, value, TD error, advantage and return per token of one response.
-
-    What to see: the score is paid at the last token. With lam = 1 it reaches every token
-    directly; with lam = 0 only through the values. Each advantage is its TD error plus
-    gamma * lam times the advantage to its right.
-    """
-    picture = Credit(words, rewards, values)
-    picture.move(gamma=gamma, lam=lam)
-    return picture.figure
-
-
 def credit_panels(
     words: Sequence[str], rewards: Tensor, values: Tensor, lams: Sequence[float] = (0.0, 0.95, 1.0)
 ) -> Figure:

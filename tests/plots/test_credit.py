@@ -13,7 +13,9 @@ from tests.plots.examples import RESPONSE, REWARDS, VALUES
 
 @pytest.mark.parametrize(("gamma", "lam"), list(itertools.product([0.5, 1.0], [0.0, 0.95, 1.0])))
 def test_the_credit_strip_holds_the_definitions_numbers(gamma, lam):
-    figure = plots.credit(RESPONSE, REWARDS, VALUES, gamma=gamma, lam=lam)
+    picture = plots.Credit(RESPONSE, REWARDS, VALUES)
+    picture.move(gamma=gamma, lam=lam)
+    figure = picture.figure
     shown = np.concatenate([np.asarray(x.get_array()) for x in figure.axes[0].images])
     r, v, mask = [REWARDS.double().tolist()], [VALUES.double().tolist()], [[True] * 4]
     rows = [
