@@ -301,6 +301,5 @@ def fit_values(
     half = 1.0 if "half forgotten" in flags else 0.5
     return ppo_epochs(
         flags | {"log-ratio instead of ratio"}, values_of, lambda v, g: half * (v - g) ** 2,
-        optimizer, torch.zeros_like(returns), returns, mask,
-        epochs=epochs, minibatch_size=minibatch_size,
+        optimizer, 0 * returns, returns, mask, epochs=epochs, minibatch_size=minibatch_size,
     )  # fmt: skip
