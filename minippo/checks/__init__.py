@@ -26,6 +26,7 @@ from minippo.checks.exercises import (
     effective_sample_size,
     entropy_bonus,
     first_ratio_error,
+    fit_values,
     mean_minus_variance,
     optimal_policy,
     ppo_epochs,
@@ -57,6 +58,7 @@ _MATHEMATICS = (
     group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio, calibration,
     effective_sample_size, entropy_bonus, combined_loss, optimal_policy, best_of_n_mean, distinct_n,
     training_memory, learning_rates, accumulated_loss, first_ratio_error, token_truth, ppo_epochs,
+    fit_values,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, so load on demand
 

@@ -257,6 +257,20 @@ first_ratio_error = Check(
 )
 
 
+def _in_order(function: Callable[..., Any], inputs: dict[str, Any], *args: Any) -> Any:
+    """Call it with rows unshuffled: a mistake that depends on their order is then still known."""
+    torch_order, order = patch("torch.randperm", torch.arange), patch("random.shuffle")
+    settings = {name: inputs[name] for name in ("epochs", "minibatch_size")}
+    with torch_order, order, torch.random.fork_rng(devices=[]):
+        try:
+            return function(*args, **settings)
+        except RuntimeError as error:
+            if "a second time" in str(error):
+                says = "backward met numbers that were measured before the last step"
+                raise RuntimeError(f"{says}: measure again for each minibatch") from None
+            raise
+
+
 def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
     """Train a table of logits by plain gradient descent; return the table."""
     table = inputs["logits"].clone().requires_grad_()
@@ -266,22 +280,10 @@ def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         asked.append(rows)
         return minippo.token_log_probs(table[rows], inputs["tokens"][rows])
 
-    # In the order of the rows: a mistake may depend on the order, and is then still known.
-    torch_order, order = patch("torch.randperm", torch.arange), patch("random.shuffle")
-    with torch_order, order, torch.random.fork_rng(devices=[]):
-        try:
-            function(
-                new_log_probs,
-                partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]),
-                torch.optim.SGD([table], lr=inputs["learning_rate"]),
-                inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
-                epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
-            )  # fmt: skip
-        except RuntimeError as error:
-            if "a second time" in str(error):
-                says = "backward met log-probs that were measured before the last step"
-                raise RuntimeError(f"{says}: ask new_log_probs for each minibatch") from None
-            raise
+    loss = partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"])
+    optimizer = torch.optim.SGD([table], lr=inputs["learning_rate"])
+    known = [inputs[name] for name in ("old_log_probs", "advantages", "mask")]
+    _in_order(function, inputs, new_log_probs, loss, optimizer, *known)
     return table.detach() if asked else ...
 
 
@@ -312,3 +314,29 @@ ppo_epochs = Check(
     cases=_epochs_cases,
     call=_call_epochs,
 )
+
+
+def _call_fit(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Train a table of values by plain gradient descent; return the losses on the way."""
+    table = inputs["values"].clone().requires_grad_()
+    optimizer = torch.optim.SGD([table], lr=inputs["learning_rate"])
+    known = inputs["returns"], inputs["mask"]
+    losses = _in_order(function, inputs, lambda rows: table[rows], optimizer, *known)
+    return torch.tensor([float(x) for x in losses]) if isinstance(losses, list) else losses
+
+
+def _fit_cases(draw: Draw) -> Iterator[Case]:
+    if draw.padding != "numbers" or draw.batch == 1:
+        return
+    size = (draw.batch, draw.time)
+    for note, epochs, n in (
+        ("two epochs", 2, draw.batch), ("three epochs", 3, draw.batch),
+        ("one response per minibatch", 2, 1),
+    ):  # fmt: skip
+        yield draw.case(
+            note, values=draw.floats(*size), returns=draw.floats(*size), mask=draw.mask,
+            epochs=epochs, minibatch_size=n, learning_rate=0.5,
+        )  # fmt: skip
+
+
+fit_values = Check(solutions.fit_values, definitions.fit_values, _fit_cases, call=_call_fit)

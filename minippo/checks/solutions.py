@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
-from minippo import entropy, masked_mean, probability_ratio
+from minippo import entropy, masked_mean, probability_ratio, value_loss
 from minippo.responses import response_mask
 
 __all__ = [
     "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "entropy_bonus",
-    "first_ratio_error", "learning_rates", "mean_minus_variance", "optimal_policy", "ppo_epochs",
-    "response_mask", "sample_tokens", "sequence_ratio", "training_memory",
+    "first_ratio_error", "fit_values", "learning_rates", "mean_minus_variance", "optimal_policy",
+    "ppo_epochs", "response_mask", "sample_tokens", "sequence_ratio", "training_memory",
 ]  # fmt: skip
 
 
@@ -213,3 +213,20 @@ def ppo_epochs(
             optimizer.zero_grad()
             mean.backward()
             optimizer.step()
+
+
+def fit_values(
+    values_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    returns: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"],
+    *, epochs: int, minibatch_size: int,
+) -> list[float]:  # fmt: skip
+    """Pull values towards returns; the loss before each step. `values_of(rows)` measures now."""
+    losses = []
+    for _ in range(epochs):
+        for rows in torch.randperm(len(mask)).split(minibatch_size):
+            loss = masked_mean(value_loss(values_of(rows), returns[rows]), mask[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses

@@ -29,7 +29,7 @@ from minippo.plots.clipping import (
 )
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
 from minippo.plots.controllers import KLController, kl_controller
-from minippo.plots.credit import Credit, credit, credit_panels, credit_rows, surprises, token_truth
+from minippo.plots.credit import Credit, credit_panels, credit_rows, surprises, token_truth
 from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
@@ -93,7 +93,6 @@ __all__ = [
     "clipping_panels",
     "combined_loss",
     "combined_loss_panels",
-    "credit",
     "credit_panels",
     "credit_rows",
     "darts",

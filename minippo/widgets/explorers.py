@@ -90,13 +90,15 @@ def kl_controller(*, question: Asked = None) -> Explorer:
 
 
 def credit(
-    words: Sequence[str], rewards: Tensor, values: Tensor, *, question: Asked = None
+    words: Sequence[str], rewards: Tensor, values: Tensor | None = None, *, question: Asked = None
 ) -> Explorer:
-    """Change gamma and lambda for one response: which tokens the score reaches, how strongly."""
-    controls = {
-        "gamma": _slider("gamma", 1.0, 0.5, 1.0, 0.05),
-        "lam": _slider("lambda", 0.95, 0.0, 1.0, 0.05),
-    }
+    """Change gamma and lambda for one response: which tokens the score reaches, how strongly.
+
+    Without values: gamma and the returns alone.
+    """
+    controls = {"gamma": _slider("gamma", 1.0, 0.5, 1.0, 0.05)}
+    if values is not None:
+        controls["lam"] = _slider("lambda", 0.95, 0.0, 1.0, 0.05)
     picture = plots.Credit(words, rewards, values)
     return Explorer("credit", picture, controls, question=question)
 

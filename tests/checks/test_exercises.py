@@ -77,6 +77,30 @@ def test_calibration_by_hand():
     assert found.tolist()[1:] == [pytest.approx([0.75, 0.5, 2 / 3]), [0, 0, 0]]
 
 
+def test_the_fit_of_values_by_hand():
+    # The distance from the return is 2, and each step at rate 0.5 halves it. Padding stays.
+    table, real = tensor([[0.0, 9.0]], requires_grad=True), tensor([[True, False]])
+    losses = solutions.fit_values(
+        lambda rows: table[rows], torch.optim.SGD([table], lr=0.5), tensor([[2.0, 0.0]]), real,
+        epochs=3, minibatch_size=1,
+    )  # fmt: skip
+    assert losses == [2.0, 0.5, 0.125]
+    assert table.tolist() == [[1.75, 9.0]]
+
+
+def test_values_measured_before_the_loop_are_told_to_be_measured_again():
+    def mine(values_of, optimizer, returns, mask, *, epochs, minibatch_size):
+        once = values_of(torch.arange(len(mask)))
+        return solutions.fit_values(
+            lambda rows: once[rows], optimizer, returns, mask,
+            epochs=epochs, minibatch_size=minibatch_size,
+        )  # fmt: skip
+
+    said = checks.fit_values(mine)
+    assert not said.idea
+    assert "measure again for each minibatch" in " ".join(said.lines)
+
+
 def test_solutions_of_exercises_agree_with_the_package():
     scores = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
     members = [lambda _, s=s: s for s in scores]

@@ -174,6 +174,7 @@ def _gae_errors(
 @flawed(
     "gamma forgotten", "discounted from the start", "sum of the past", "own reward left out",
     "the whole return for every token", "padding counted", "one gamma too many", LEAK,
+    "left in reverse",
 )  # fmt: skip
 def monte_carlo_returns(
     flags: frozenset[str], rewards: Tensor, mask: Tensor, *, gamma: float = 1.0
@@ -196,7 +197,8 @@ def monte_carlo_returns(
     returns = stack([(rewards * row).sum(1) for row in weights], 1)
     if "the whole return for every token" in flags:
         returns = returns[:, :1].expand_as(returns)
-    return _masked(flags, returns, mask)
+    returns = _masked(flags, returns, mask)
+    return returns.flip(1) if "left in reverse" in flags else returns
 
 
 @flawed(

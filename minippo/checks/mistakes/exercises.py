@@ -266,9 +266,9 @@ def ppo_epochs(
     *,
     epochs: int,
     minibatch_size: int,
-) -> None:
+) -> list[float]:
     """Epochs over minibatches: ratio, loss, mean over real tokens, one step for each."""
-    everything = torch.arange(len(mask))
+    everything, found = torch.arange(len(mask)), list[float]()
     stale = new_log_probs(everything)
     counted = torch.ones_like(mask) if "padding counted" in flags else mask
     for _ in range(1 if "one epoch only" in flags else epochs):
@@ -291,3 +291,21 @@ def ppo_epochs(
             total.backward(retain_graph="log-probs measured once" in flags)
             if "step forgotten" not in flags:
                 optimizer.step()
+            found.append(total.item())
+    return found
+
+
+@flawed(
+    "step forgotten", "gradients pile up", "one epoch only", "whole batch in each step",
+    "padding counted", "sum instead of mean", "half forgotten",
+)  # fmt: skip
+def fit_values(
+    flags: frozenset[str], values_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    returns: Tensor, mask: Tensor, *, epochs: int, minibatch_size: int,
+) -> list[float]:  # fmt: skip
+    """PPO's epochs with values for log-probs: half the mean square, one step for each."""
+    half = 1.0 if "half forgotten" in flags else 0.5
+    return ppo_epochs(
+        flags | {"log-ratio instead of ratio"}, values_of, lambda v, g: half * (v - g) ** 2,
+        optimizer, 0 * returns, returns, mask, epochs=epochs, minibatch_size=minibatch_size,
+    )  # fmt: skip
