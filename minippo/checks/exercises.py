@@ -238,32 +238,40 @@ first_ratio_error = Check(
 )
 
 
-def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-    """Train a table of logits by plain gradient descent; return the table."""
+def _trained(inputs: dict[str, Any], run: Callable[..., Any], ask: str) -> tuple[Any, Any]:
+    """Train a table of logits by plain gradient descent; return it, and what `run` returned."""
     table = inputs["logits"].clone().requires_grad_()
     asked = list[Any]()
 
-    def new_log_probs(rows: Any) -> torch.Tensor:
+    def logits_of(rows: Any) -> torch.Tensor:
         asked.append(rows)
-        return minippo.token_log_probs(table[rows], inputs["tokens"][rows])
+        return table[torch.arange(len(inputs["mask"]))[rows] % len(table)]
 
     # In the order of the rows: a mistake may depend on the order, and is then still known.
     torch_order, order = patch("torch.randperm", torch.arange), patch("random.shuffle")
     with torch_order, order, torch.random.fork_rng(devices=[]):
         try:
-            function(
-                new_log_probs,
-                partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]),
-                torch.optim.SGD([table], lr=inputs["learning_rate"]),
-                inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
-                epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
-            )  # fmt: skip
+            said = run(logits_of, torch.optim.SGD([table], lr=inputs["learning_rate"]))
         except RuntimeError as error:
             if "a second time" in str(error):
-                says = "backward met log-probs that were measured before the last step"
-                raise RuntimeError(f"{says}: ask new_log_probs for each minibatch") from None
+                says = "backward met numbers that were measured before the last step"
+                raise RuntimeError(f"{says}: ask {ask} for each minibatch") from None
             raise
-    return table.detach() if asked else ...
+    return table.detach() if asked else ..., said
+
+
+def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Return the table of logits after some epochs of PPO."""
+
+    def run(logits_of: Callable[..., torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+        function(
+            lambda rows: minippo.token_log_probs(logits_of(rows), inputs["tokens"][rows]),
+            partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]), optimizer,
+            inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
+            epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
+        )  # fmt: skip
+
+    return _trained(inputs, run, "new_log_probs")[0]
 
 
 def _epochs_cases(draw: Draw) -> Iterator[Case]:
@@ -292,4 +300,38 @@ ppo_epochs = Check(
     definition=definitions.ppo_epochs,
     cases=_epochs_cases,
     call=_call_epochs,
+)
+
+
+def _call_sft(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Return the table of logits after an epoch of SFT, and the mean loss."""
+    run = partial(function, tokens=inputs["tokens"], mask=inputs["mask"])
+    run = partial(run, minibatch_size=inputs["minibatch_size"])
+    table, mean = _trained(inputs, run, "logits_of")
+    if table is ... or mean is None or mean is ...:
+        return mean if mean is None else ...
+    return torch.cat([table.flatten(), torch.as_tensor(mean).detach().float().reshape(-1)])
+
+
+def _sft_cases(draw: Draw) -> Iterator[Case]:
+    if draw.padding != "numbers" or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
+        return
+    for note, size in (("one minibatch", draw.batch), ("one row per minibatch", 1)):
+        step: dict[str, Any] = {"minibatch_size": size, "learning_rate": 4.0}
+        logits, tokens, mask = draw.logits(), draw.tokens(), draw.mask
+        yield draw.case(note, logits=logits, tokens=tokens, mask=mask, **step)
+        same = {"tokens": tokens[:1] * draw.batch, "mask": mask[:1] * draw.batch}
+        yield draw.case(f"{note}, all rows the same", logits=logits[:1], **same, **step)
+
+
+def _returned(inputs: dict[str, Nested]) -> Nested:
+    return [False] * len(definitions.leaves(inputs["logits"])) + [True]
+
+
+sft_epoch = Check(
+    reference=solutions.sft_epoch,
+    definition=definitions.sft_epoch,
+    cases=_sft_cases,
+    call=_call_sft,
+    regions={"in the number returned": _returned},
 )

@@ -31,13 +31,12 @@ from minippo.plots.clipping import (
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
 from minippo.plots.controllers import KLController, kl_controller
 from minippo.plots.credit import Credit, credit, credit_panels, credit_rows, surprises, token_truth
-from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
+from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
     NextToken,
     kl_estimators,
     kl_two_ways,
-    kl_two_ways_panels,
     next_token,
     next_token_panels,
 )
@@ -56,7 +55,7 @@ from minippo.plots.rewards import (
     over_optimisation,
     over_optimisation_panels,
 )
-from minippo.plots.runs import History, TrainingRun, health, training_run, training_run_panels
+from minippo.plots.runs import History, TrainingRun, health, training_run
 from minippo.plots.seeds import each_seed, over_seeds
 from minippo.plots.simple import bars, lines, two_lines
 
@@ -107,7 +106,6 @@ __all__ = [
     "kl_controller",
     "kl_estimators",
     "kl_two_ways",
-    "kl_two_ways_panels",
     "lines",
     "logged_and_true_kl",
     "next_token",
@@ -116,7 +114,6 @@ __all__ = [
     "over_optimisation_panels",
     "over_seeds",
     "pipeline",
-    "pipeline_alt",
     "png",
     "ppo_step",
     "ppo_step_alt",
@@ -133,6 +130,5 @@ __all__ = [
     "token_ratios",
     "token_truth",
     "training_run",
-    "training_run_panels",
     "two_lines",
 ]
