@@ -19,8 +19,9 @@ QUANTITIES = {
     "advantage": (0.0, "{:+.2f}"),
     "kl": (0.0, "{:+.2f}"),
     "entropy": (0.0, "{:.2f}"),
+    "surprise": (0.0, "{:.2f}"),
 }
-NAMES = {"kl": "KL in nats", "entropy": "entropy in nats"}
+NAMES = {name: f"{name} in nats" for name in ("entropy", "surprise")} | {"kl": "KL in nats"}
 ACROSS, LETTERS = 10, 11  # cells per line, letters per cell
 
 
