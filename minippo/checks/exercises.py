@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+import numpy
 import torch
 
 import minippo
@@ -249,7 +250,8 @@ def _trained(inputs: dict[str, Any], run: Callable[..., Any], ask: str) -> tuple
 
     # In the order of the rows: a mistake may depend on the order, and is then still known.
     torch_order, order = patch("torch.randperm", torch.arange), patch("random.shuffle")
-    with torch_order, order, torch.random.fork_rng(devices=[]):
+    numpy_order = patch("numpy.random.permutation", numpy.arange)
+    with torch_order, order, numpy_order, torch.random.fork_rng(devices=[]):
         try:
             said = run(logits_of, torch.optim.SGD([table], lr=inputs["learning_rate"]))
         except RuntimeError as error:
@@ -305,12 +307,12 @@ ppo_epochs = Check(
 
 def _call_sft(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
     """Return the table of logits after an epoch of SFT, and the mean loss."""
-    run = partial(function, tokens=inputs["tokens"], mask=inputs["mask"])
-    run = partial(run, minibatch_size=inputs["minibatch_size"])
-    table, mean = _trained(inputs, run, "logits_of")
+    given = {name: inputs[name] for name in ("tokens", "mask", "minibatch_size")}
+    table, mean = _trained(inputs, partial(function, **given), "logits_of")
     if table is ... or mean is None or mean is ...:
         return mean if mean is None else ...
-    return torch.cat([table.flatten(), torch.as_tensor(mean).detach().float().reshape(-1)])
+    mean = mean.detach() if isinstance(mean, torch.Tensor) else mean
+    return torch.cat([table.flatten(), torch.tensor([float(mean)])])
 
 
 def _sft_cases(draw: Draw) -> Iterator[Case]:

@@ -302,9 +302,8 @@ def sft_epoch(
     minibatch_size: int,
 ) -> float:
     """One pass over the rows, a step for each minibatch; the mean of their losses."""
-    everything, losses = torch.arange(len(mask)), []
-    stale, once = logits_of(everything), "logits measured once" in flags
-    counted = torch.ones_like(mask) if "mask not used" in flags else mask
+    once, everything, losses = "logits measured once" in flags, torch.arange(len(mask)), []
+    stale, counted = logits_of(everything), mask | ("mask not used" in flags)
     for rows in everything.split(minibatch_size):
         rows = everything if "whole batch in each step" in flags else rows
         loss = sft_loss(stale[rows] if once else logits_of(rows), tokens[rows], counted[rows])
