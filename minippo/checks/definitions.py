@@ -592,6 +592,30 @@ def fit_values(
     return losses
 
 
+def sft_epoch(
+    logits: list[Rows],
+    tokens: list[list[int]],
+    mask: Mask,
+    minibatch_size: int,
+    learning_rate: float,
+) -> Row:
+    """A table policy's logits after an epoch of gradient descent on SFT's loss; the mean loss.
+
+    With fewer rows of logits than of tokens, the answers share them.
+    """
+    table, losses = copy.deepcopy(logits), []
+    for first in range(0, len(tokens), minibatch_size):
+        part = range(len(tokens))[first : first + minibatch_size]
+
+        def loss(x: list[Rows], part: range = part) -> float:
+            shared = [x[i % len(x)] for i in part]
+            return sft_loss(shared, [tokens[i] for i in part], [mask[i] for i in part])
+
+        losses.append(loss(table))
+        table = _moved(table, gradient(loss, table), learning_rate)
+    return [*leaves(table), sum(losses) / len(losses)]
+
+
 def leaves(x: Any) -> Row:
     """Flatten nested lists in order."""
     return [leaf for part in x for leaf in leaves(part)] if isinstance(x, list) else [x]

@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
-from minippo import entropy, masked_mean, probability_ratio, value_loss
+from minippo import entropy, masked_mean, probability_ratio, sft_loss, value_loss
 from minippo.responses import response_mask
 
 __all__ = [
     "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "entropy_bonus",
     "first_ratio_error", "fit_values", "learning_rates", "mean_minus_variance", "optimal_policy",
-    "ppo_epochs", "response_mask", "sample_tokens", "sequence_ratio", "training_memory",
+    "ppo_epochs", "response_mask", "sample_tokens", "sequence_ratio", "sft_epoch",
+    "training_memory",
 ]  # fmt: skip
 
 
@@ -230,3 +231,22 @@ def fit_values(
             optimizer.step()
             losses.append(loss.item())
     return losses
+
+
+def sft_epoch(
+    logits_of: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    tokens: Int[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    *,
+    minibatch_size: int,
+) -> float:
+    """One pass over demonstrations, a step for each minibatch; return the mean of their losses."""
+    losses = []
+    for rows in torch.randperm(len(mask)).split(minibatch_size):
+        loss = sft_loss(logits_of(rows), tokens[rows], mask[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return sum(losses) / len(losses)

@@ -30,7 +30,7 @@ from minippo.plots.clipping import (
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
 from minippo.plots.controllers import KLController, kl_controller
 from minippo.plots.credit import Credit, credit_panels, credit_rows, surprises, token_truth
-from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
+from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
     NextToken,
@@ -111,7 +111,6 @@ __all__ = [
     "over_optimisation_panels",
     "over_seeds",
     "pipeline",
-    "pipeline_alt",
     "png",
     "ppo_step",
     "ppo_step_alt",

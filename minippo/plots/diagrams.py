@@ -265,11 +265,6 @@ def pipeline(lit: Lit = ()) -> Figure:
     return picture.figure
 
 
-def pipeline_alt(lit: Lit = ()) -> str:
-    """Return the alternative text of `pipeline(lit)`."""
-    return _alt("Three stages in boxes and arrows", Pipeline, lit)
-
-
 def ppo_step(lit: Lit = (), *, have: Lit | None = None) -> Figure:
     """Draw one PPO step: what is computed from what.
 

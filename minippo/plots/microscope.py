@@ -20,8 +20,12 @@ QUANTITIES = {
     "kl": (0.0, "{:+.2f}"),
     "entropy": (0.0, "{:.2f}"),
     "log_prob": (0.0, "{:.2f}"),
+    "surprise": (0.0, "{:.2f}"),
 }
-NAMES = {"kl": "KL in nats", "entropy": "entropy in nats", "log_prob": "log-prob in nats"}
+NAMES = {
+    "kl": "KL in nats", "entropy": "entropy in nats", "log_prob": "log-prob in nats",
+    "surprise": "surprise in nats",
+}  # fmt: skip
 ACROSS, LETTERS = 10, 11  # cells per line, letters per cell
 
 

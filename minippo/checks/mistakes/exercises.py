@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, where
 
+from minippo import sft_loss
 from minippo.checks.mistakes import ATTACHED, flawed
 from minippo.checks.mistakes.log_probs import CUT, EPSILON, HALF, _cut, _wide
 from minippo.checks.mistakes.losses import _data
@@ -309,3 +310,32 @@ def fit_values(
         flags | {"log-ratio instead of ratio"}, values_of, lambda v, g: half * (v - g) ** 2,
         optimizer, 0 * returns, returns, mask, epochs=epochs, minibatch_size=minibatch_size,
     )  # fmt: skip
+
+
+@flawed(
+    "logits measured once", "gradients pile up", "whole batch in each step", "step forgotten",
+    "the last loss alone", "losses added up", "mask not used",
+)  # fmt: skip
+def sft_epoch(
+    flags: frozenset[str],
+    logits_of: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    tokens: Tensor,
+    mask: Tensor,
+    *,
+    minibatch_size: int,
+) -> float:
+    """One pass over the rows, a step for each minibatch; the mean of their losses."""
+    once, everything, losses = "logits measured once" in flags, torch.arange(len(mask)), []
+    stale, counted = logits_of(everything), mask | ("mask not used" in flags)
+    for rows in everything.split(minibatch_size):
+        rows = everything if "whole batch in each step" in flags else rows
+        loss = sft_loss(stale[rows] if once else logits_of(rows), tokens[rows], counted[rows])
+        if "gradients pile up" not in flags:
+            optimizer.zero_grad()
+        loss.backward(retain_graph=once)
+        if "step forgotten" not in flags:
+            optimizer.step()
+        losses.append(loss.item())
+    n = 1 if "losses added up" in flags else len(losses)
+    return losses[-1] if "the last loss alone" in flags else sum(losses) / n
