@@ -12,7 +12,6 @@ from minippo.plots.bugs import (
     BugCurves,
     Rows,
     Symptom,
-    bug_curves,
     bug_curves_panels,
     bug_scores,
     logged_and_true_kl,
@@ -37,7 +36,6 @@ from minippo.plots.distributions import (
     NextToken,
     kl_estimators,
     kl_two_ways,
-    kl_two_ways_panels,
     next_token,
     next_token_panels,
 )
@@ -56,7 +54,7 @@ from minippo.plots.rewards import (
     over_optimisation,
     over_optimisation_panels,
 )
-from minippo.plots.runs import History, TrainingRun, health, training_run, training_run_panels
+from minippo.plots.runs import History, TrainingRun, health, training_run
 from minippo.plots.seeds import each_seed, over_seeds
 from minippo.plots.simple import bars, lines, two_lines
 
@@ -87,7 +85,6 @@ __all__ = [
     "TokenMicroscope",
     "TrainingRun",
     "bars",
-    "bug_curves",
     "bug_curves_panels",
     "bug_scores",
     "clip_or_penalty",
@@ -107,7 +104,6 @@ __all__ = [
     "kl_controller",
     "kl_estimators",
     "kl_two_ways",
-    "kl_two_ways_panels",
     "lines",
     "logged_and_true_kl",
     "next_token",
@@ -133,6 +129,5 @@ __all__ = [
     "token_ratios",
     "token_truth",
     "training_run",
-    "training_run_panels",
     "two_lines",
 ]

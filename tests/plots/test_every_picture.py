@@ -69,7 +69,6 @@ FIGURES = {
     "next_token": lambda: plots.next_token(LOGITS, WORDS),
     "next_token_panels": lambda: plots.next_token_panels(LOGITS, WORDS),
     "kl_two_ways": plots.kl_two_ways,
-    "kl_two_ways_panels": plots.kl_two_ways_panels,
     "credit": lambda: plots.credit(RESPONSE, REWARDS, VALUES),
     "credit_panels": lambda: plots.credit_panels(RESPONSE, REWARDS, VALUES),
     "credit of a long response": lambda: plots.credit(*a_long_response()),
@@ -84,9 +83,6 @@ FIGURES = {
     "token_microscope": lambda: plots.token_microscope(long_records()),
     "token_microscope_panels": lambda: plots.token_microscope_panels(long_records()),
     "training_run": lambda: plots.training_run(a_long_run(), title="a run"),
-    "training_run_panels": lambda: plots.training_run_panels(
-        {"good": a_long_run(), "bad": a_long_run(20.0)}
-    ),
     "over_optimisation": lambda: plots.over_optimisation(KL, PROXY, GOLD),
     "over_optimisation_panels": lambda: plots.over_optimisation_panels(
         {"few pairs": (KL, PROXY, GOLD), "many": (KL, PROXY, PROXY)}
@@ -94,7 +90,6 @@ FIGURES = {
     "frontier": lambda: plots.frontier(METHODS),
     "pipeline": lambda: plots.pipeline("stage 3"),
     "ppo_step": lambda: plots.ppo_step("credit"),
-    "bug_curves": lambda: plots.bug_curves(some_rows(), "high"),
     "bug_scores": lambda: plots.bug_scores(some_rows(), ["high", "low"]),
     "symptom_table": lambda: plots.symptom_table(some_rows(), ["high", "low"]),
     "logged_and_true_kl": lambda: plots.logged_and_true_kl(some_rows(), {"renewed": "high"}),

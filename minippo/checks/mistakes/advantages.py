@@ -200,23 +200,6 @@ def monte_carlo_returns(
 
 
 @flawed(
-    "sign turned", "value forgotten", "mean of the scores as the baseline", "whitened",
-    "value added", "every score with every value",
-)  # fmt: skip
-def sequence_advantages(flags: frozenset[str], scores: Tensor, values: Tensor) -> Tensor:
-    """score - V."""
-    baseline = zeros_like(scores) if "value forgotten" in flags else values
-    if "mean of the scores as the baseline" in flags:
-        baseline = scores.mean()
-    scores = scores.unsqueeze(1) if "every score with every value" in flags else scores
-    advantages = scores + baseline if "value added" in flags else scores - baseline
-    if "whitened" in flags:
-        advantages = advantages - advantages.mean()
-        advantages = advantages / (advantages.var(correction=0) + 1e-8).sqrt()
-    return -advantages if "sign turned" in flags else advantages
-
-
-@flawed(
     "score on the last column", "score one slot late", "score on every token", "score spread",
     "KL rewarded", "coefficient forgotten", "coefficient on the score", "no KL on the last token",
     "KL paid at the end", "padding paid", LEAK, "score one token early", "score on the first token",
