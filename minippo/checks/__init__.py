@@ -8,13 +8,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from minippo.checks.advantages import (
-    gae,
-    monte_carlo_returns,
-    sequence_advantages,
-    shape_rewards,
-    td_errors,
-)
+from minippo.checks.advantages import gae, monte_carlo_returns, shape_rewards, td_errors
 from minippo.checks.alternatives import dpo_loss, group_advantages, leave_one_out_advantages
 from minippo.checks.engine.check import Check, show_solution
 from minippo.checks.engine.result import Result, Solution
@@ -38,6 +32,7 @@ from minippo.checks.losses import (
     bradley_terry_loss,
     clip_is_active,
     clipped_surrogate,
+    learn,
     penalty_surrogate,
     probability_ratio,
     reinforce_loss,
@@ -50,7 +45,7 @@ from minippo.checks.practice import learning_rates, training_memory
 _MATHEMATICS = (
     token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, bradley_terry_loss,
     probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
-    reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, sequence_advantages,
+    reinforce_loss, learn, sft_loss, td_errors, gae, monte_carlo_returns,
     shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
     group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio,
     effective_sample_size, entropy_bonus, combined_loss, optimal_policy, best_of_n_mean, distinct_n,

@@ -554,6 +554,22 @@ def ppo_epochs(
     return table
 
 
+def learn(
+    logits: Row, drawn: list[list[int]], scores: Row, baseline: float, learning_rate: float
+) -> Row:
+    """Mean score of each step, then the logits after REINFORCE: d log p(a) / dz = 1[a] - p."""
+    table, means = logits, list[float]()
+    for answers in drawn:
+        step = [0.0 for _ in table]
+        for a in answers:
+            advantage = (scores[a] - baseline) / len(answers)
+            for j, log_p in enumerate(log_softmax(table)):
+                step[j] += advantage * ((j == a) - math.exp(log_p))
+        table = [z + learning_rate * x for z, x in zip(table, step, strict=True)]
+        means.append(sum(scores[a] for a in answers) / len(answers))
+    return [*means, *table]
+
+
 def leaves(x: Any) -> Row:
     """Flatten nested lists in order."""
     return [leaf for part in x for leaf in leaves(part)] if isinstance(x, list) else [x]
