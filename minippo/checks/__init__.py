@@ -26,7 +26,7 @@ from minippo.checks.exercises import (
     token_truth,
 )
 from minippo.checks.hacking import best_of_n_mean, distinct_n
-from minippo.checks.kl import AdaptiveKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
+from minippo.checks.kl import AdaptiveKL, exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.checks.log_probs import entropy, sequence_log_prob, token_log_probs
 from minippo.checks.losses import (
     bradley_terry_loss,
@@ -46,7 +46,7 @@ _MATHEMATICS = (
     token_log_probs, sequence_log_prob, entropy, masked_mean, whiten, bradley_terry_loss,
     probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
     reinforce_loss, learn, sft_loss, td_errors, gae, monte_carlo_returns,
-    shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
+    shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, dpo_loss,
     group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio,
     effective_sample_size, entropy_bonus, combined_loss, optimal_policy, best_of_n_mean, distinct_n,
     training_memory, learning_rates, accumulated_loss, first_ratio_error, token_truth, ppo_epochs,

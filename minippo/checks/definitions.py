@@ -301,15 +301,6 @@ def adaptive_kl(coef: float, target: float, horizon: int, kls: Row, n_episodes: 
     return found
 
 
-def penalty_kl(coef: float, target: float, kls: Row, n_episodes: int) -> Row:
-    """Schulman et al. 2017, sec. 4: the coefficient after each update."""
-    found = []
-    for kl in kls:
-        coef *= 2 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1
-        found.append(coef)
-    return found
-
-
 # ---- alternatives ----------------------------------------------------------------------------
 
 

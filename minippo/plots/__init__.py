@@ -7,6 +7,7 @@ explorer of the same name.
 
 from minippo.plots._base import COLOURS, STYLES, Picture, Shown, folded, png, show, tidy
 from minippo.plots.alternatives import grouped_bars, preference_loss
+from minippo.plots.baseline import Baseline
 from minippo.plots.bugs import (
     UNDECIDED,
     BugCurves,
@@ -63,6 +64,7 @@ __all__ = [
     "QUANTITIES",
     "STYLES",
     "UNDECIDED",
+    "Baseline",
     "BugCurves",
     "ClipOrPenalty",
     "Clipping",
