@@ -29,14 +29,13 @@ from minippo.plots.clipping import (
     token_ratios,
 )
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
-from minippo.plots.controllers import KLController, kl_controller
+from minippo.plots.controllers import KLController
 from minippo.plots.credit import Credit, credit, credit_panels, credit_rows, surprises, token_truth
 from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
     NextToken,
     kl_estimators,
-    kl_two_ways,
     next_token,
     next_token_panels,
 )
@@ -103,9 +102,7 @@ __all__ = [
     "frontier",
     "grouped_bars",
     "health",
-    "kl_controller",
     "kl_estimators",
-    "kl_two_ways",
     "lines",
     "logged_and_true_kl",
     "next_token",

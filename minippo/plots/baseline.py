@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from minippo.plots._base import COLOURS, Picture, tidy
-
-HATCHES = ("", "//", "..")
+from minippo.plots.alternatives import HATCHES
 
 
 class Baseline(Picture):
@@ -23,14 +22,16 @@ class Baseline(Picture):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         places, self._bars = torch.linspace(-0.5, 2.5, 61).tolist(), list[Any]()
-        for i, (word, hatch) in enumerate(zip(words, HATCHES, strict=True)):
+        for i, (word, hatch) in enumerate(zip(words, HATCHES, strict=False)):
             x = [j + 0.26 * (i - 1) for j in range(3)]
             self._bars += left.bar(
                 x, [0.0] * 3, 0.24, label=f'"{word}" sampled', hatch=hatch,
                 color="white", edgecolor="black",
             )  # fmt: skip
-        look: dict[str, Any] = {"color": COLOURS["policy"], "ms": 8, "mec": "white", "zorder": 5}
-        left.plot(range(3), (p @ self._estimates(0.0)).tolist(), "D", label="average", **look)
+        average = (p @ self._estimates(0.0)).tolist()
+        left.plot(
+            range(3), average, "D", color=COLOURS["policy"], ms=8, mec="white", label="average"
+        )
         left.set(ylim=(-2.1, 2.6), xticks=range(3))
         left.set_xticklabels(words)
         left.legend(fontsize=9, ncols=2, loc="upper right")
