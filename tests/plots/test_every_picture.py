@@ -60,7 +60,14 @@ def a_long_run(size=1.0):
     ]
 
 
+def moved(picture):
+    """Its figure, as an explorer first shows it."""
+    picture.move()
+    return picture.figure
+
+
 FIGURES = {
+    "Baseline": lambda: moved(plots.Baseline(WORDS[:3], torch.full((3,), 1 / 3), torch.eye(3)[0])),
     "clipping": plots.clipping,
     "clipping_panels": plots.clipping_panels,
     "token_ratios": lambda: plots.token_ratios(WORDS, torch.tensor([0.5, 1, 1.1, 3.0]), -1.0),
@@ -68,7 +75,7 @@ FIGURES = {
     "clip_or_penalty_panels": plots.clip_or_penalty_panels,
     "next_token": lambda: plots.next_token(LOGITS, WORDS),
     "next_token_panels": lambda: plots.next_token_panels(LOGITS, WORDS),
-    "KLTwoWays": lambda: plots.KLTwoWays().figure,
+    "KLTwoWays": lambda: moved(plots.KLTwoWays()),
     "credit": lambda: plots.credit(RESPONSE, REWARDS, VALUES),
     "credit_panels": lambda: plots.credit_panels(RESPONSE, REWARDS, VALUES),
     "credit of a long response": lambda: plots.credit(*a_long_response()),
@@ -78,7 +85,7 @@ FIGURES = {
     "token_truth": lambda: plots.token_truth(RESPONSE, VALUES, VALUES / 9, 1.0, {"guess": REWARDS}),
     "combined_loss": plots.combined_loss,
     "combined_loss_panels": plots.combined_loss_panels,
-    "KLController": lambda: plots.KLController().figure,
+    "KLController": lambda: moved(plots.KLController()),
     "kl_estimators": plots.kl_estimators,
     "token_microscope": lambda: plots.token_microscope(long_records()),
     "token_microscope_panels": lambda: plots.token_microscope_panels(long_records()),
