@@ -29,12 +29,13 @@ from minippo.checks.exercises import (
     token_truth,
 )
 from minippo.checks.hacking import best_of_n_mean, distinct_n
-from minippo.checks.kl import AdaptiveKL, PenaltyKL, exact_kl, kl_k1, kl_k2, kl_k3
+from minippo.checks.kl import AdaptiveKL, exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.checks.log_probs import entropy, sample_tokens, sequence_log_prob, token_log_probs
 from minippo.checks.losses import (
     bradley_terry_loss,
     clip_is_active,
     clipped_surrogate,
+    learn,
     penalty_surrogate,
     probability_ratio,
     reinforce_loss,
@@ -46,15 +47,12 @@ from minippo.checks.practice import learning_rates, training_memory
 
 _MATHEMATICS = (
     token_log_probs, sequence_log_prob, sample_tokens, entropy, masked_mean, whiten,
-    bradley_terry_loss,
-    probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate, value_loss,
-    reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns,
-    shape_rewards, kl_k1, kl_k2, kl_k3, exact_kl, AdaptiveKL, PenaltyKL, dpo_loss,
-    group_advantages, leave_one_out_advantages, mean_minus_variance, sequence_ratio, calibration,
-    effective_sample_size, entropy_bonus, combined_loss, optimal_policy, best_of_n_mean, distinct_n,
-    training_memory, learning_rates, accumulated_loss, first_ratio_error, token_truth, ppo_epochs,
-    fit_values,
-    sft_epoch,
+    bradley_terry_loss, probability_ratio, clipped_surrogate, clip_is_active, penalty_surrogate,
+    value_loss, reinforce_loss, sft_loss, td_errors, gae, monte_carlo_returns, shape_rewards, kl_k1,
+    kl_k2, kl_k3, exact_kl, AdaptiveKL, dpo_loss, group_advantages, leave_one_out_advantages,
+    mean_minus_variance, sequence_ratio, calibration, learn, effective_sample_size, entropy_bonus,
+    combined_loss, optimal_policy, best_of_n_mean, distinct_n, training_memory, learning_rates,
+    accumulated_loss, first_ratio_error, token_truth, ppo_epochs, fit_values, sft_epoch,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, so load on demand
 

@@ -309,15 +309,6 @@ def adaptive_kl(coef: float, target: float, horizon: int, kls: Row, n_episodes: 
     return found
 
 
-def penalty_kl(coef: float, target: float, kls: Row, n_episodes: int) -> Row:
-    """Schulman et al. 2017, sec. 4: the coefficient after each update."""
-    found = []
-    for kl in kls:
-        coef *= 2 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1
-        found.append(coef)
-    return found
-
-
 # ---- alternatives ----------------------------------------------------------------------------
 
 
@@ -614,6 +605,22 @@ def sft_epoch(
         losses.append(loss(table))
         table = _moved(table, gradient(loss, table), learning_rate)
     return [*leaves(table), sum(losses) / len(losses)]
+
+
+def learn(
+    logits: Row, drawn: list[list[int]], scores: Row, baseline: float, learning_rate: float
+) -> Row:
+    """Mean score of each step, then the logits after REINFORCE: d log p(a) / dz = 1[a] - p."""
+    table, means = logits, list[float]()
+    for answers in drawn:
+        step = [0.0 for _ in table]
+        for a in answers:
+            advantage = (scores[a] - baseline) / len(answers)
+            for j, log_p in enumerate(log_softmax(table)):
+                step[j] += advantage * ((j == a) - math.exp(log_p))
+        table = [z + learning_rate * x for z, x in zip(table, step, strict=True)]
+        means.append(sum(scores[a] for a in answers) / len(answers))
+    return [*means, *table]
 
 
 def leaves(x: Any) -> Row:

@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
-from minippo import entropy, masked_mean, probability_ratio, sft_loss, value_loss
+from minippo import entropy, masked_mean, probability_ratio, reinforce_loss, sft_loss, value_loss
 from minippo.responses import response_mask
 
 __all__ = [
     "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "entropy_bonus",
-    "first_ratio_error", "fit_values", "learning_rates", "mean_minus_variance", "optimal_policy",
-    "ppo_epochs", "response_mask", "sample_tokens", "sequence_ratio", "sft_epoch",
+    "first_ratio_error", "fit_values", "learn", "learning_rates", "mean_minus_variance",
+    "optimal_policy", "ppo_epochs", "response_mask", "sample_tokens", "sequence_ratio", "sft_epoch",
     "training_memory",
 ]  # fmt: skip
 
@@ -155,6 +156,30 @@ def training_memory(
     master = 4 if weight_bytes < 4 else 0
     learning = 2 * weight_bytes + 8 + master
     return billions * where(trained, learning, weight_bytes)
+
+
+def learn(
+    sample: Callable[[], tuple[Any, Float[Tensor, " answers"]]],
+    score: Callable[[Any], Float[Tensor, " answers"]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    baseline: float = 0.0,
+) -> list[float]:
+    """REINFORCE with a baseline: returns the mean score of each step (Williams 1992).
+
+    `sample()` writes answers with the policy as it is now, and gives their log-probs.
+    """
+    curve = []
+    for _ in range(steps):
+        answers, log_probs = sample()
+        scores = score(answers)
+        loss = reinforce_loss(log_probs, scores - baseline).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        curve.append(float(scores.mean()))
+    return curve
 
 
 def learning_rates(

@@ -7,6 +7,7 @@ explorer of the same name.
 
 from minippo.plots._base import COLOURS, STYLES, Picture, Shown, folded, png, show, tidy
 from minippo.plots.alternatives import grouped_bars, preference_loss
+from minippo.plots.baseline import Baseline
 from minippo.plots.bugs import (
     UNDECIDED,
     BugCurves,
@@ -28,7 +29,7 @@ from minippo.plots.clipping import (
     token_ratios,
 )
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
-from minippo.plots.controllers import KLController, kl_controller
+from minippo.plots.controllers import KLController
 from minippo.plots.credit import Credit, credit_panels, credit_rows, surprises, token_truth
 from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
@@ -36,7 +37,6 @@ from minippo.plots.distributions import (
     NextToken,
     darts,
     kl_estimators,
-    kl_two_ways,
     next_token_panels,
 )
 from minippo.plots.microscope import (
@@ -63,6 +63,7 @@ __all__ = [
     "QUANTITIES",
     "STYLES",
     "UNDECIDED",
+    "Baseline",
     "BugCurves",
     "ClipOrPenalty",
     "Clipping",
@@ -101,9 +102,7 @@ __all__ = [
     "frontier",
     "grouped_bars",
     "health",
-    "kl_controller",
     "kl_estimators",
-    "kl_two_ways",
     "lines",
     "logged_and_true_kl",
     "next_token_panels",

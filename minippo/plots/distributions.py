@@ -108,7 +108,13 @@ def next_token_panels(
 
 
 class KLTwoWays(Picture):
-    """Two distributions over five tokens, KL in both directions, k1 to k3 over sample size."""
+    """Two distributions over five tokens, the KL in both directions, and its three estimators.
+
+    The points are exact means over tokens sampled from p, the bars exact standard deviations of
+    averages of n tokens. What to see: the two directions differ; k1 and k3 are on the exact
+    KL(p || q) (the line), k2 is beside it. k1 spreads most when q is near, k3 when it is far;
+    single values of k1 may be negative.
+    """
 
     WORDS = ("good", "fine", "bad", "odd", "!")
     Z = torch.tensor([0.9, 0.5, 0.0, -0.6, -1.2], dtype=torch.float64)
@@ -164,19 +170,6 @@ class KLTwoWays(Picture):
             f"KL(p || q) = {abs(forward):.2f} nats, KL(q || p) = {abs(backward):.2f}; the means of "
             f"k1, k2, k3 are {abs(means['k1']):.2f}, {means['k2']:.2f}, {abs(means['k3']):.2f}."
         )
-
-
-def kl_two_ways(*, shift: float = 1.5, sharpen: float = 1.0) -> Figure:
-    """Plot two distributions, the KL in both directions, and its three estimators.
-
-    The points are exact means over tokens sampled from p, the bars exact standard deviations of
-    averages of n tokens. What to see: the two directions differ; k1 and k3 are on the exact
-    KL(p || q) (the line), k2 is beside it. k1 spreads most when q is near, k3 when it is far;
-    single values of k1 may be negative.
-    """
-    picture = KLTwoWays()
-    picture.move(shift=shift, sharpen=sharpen)
-    return picture.figure
 
 
 def kl_estimators() -> Figure:

@@ -11,6 +11,7 @@ from minippo.widgets.compare import Comparison, Share, Table, compare, compare_p
 from minippo.widgets.dashboard import Dashboard, dashboard
 from minippo.widgets.explorers import (
     EXPLORERS,
+    baseline,
     clip_or_penalty,
     clipping,
     combined_loss,
@@ -37,6 +38,7 @@ __all__ = [
     "Share",
     "Table",
     "ask",
+    "baseline",
     "clip_or_penalty",
     "clipping",
     "combined_loss",

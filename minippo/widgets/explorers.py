@@ -33,6 +33,14 @@ def _places(low: float, high: float) -> list[float]:
     return [float(x) for x in np.unique(np.ceil(np.linspace(low, high, 41) * 100) / 100)]
 
 
+def baseline(
+    words: Sequence[str], p: Tensor, scores: Tensor, *, question: Asked = None
+) -> Explorer:
+    """Subtract a number from the scores: three estimates of the gradient, and their variance."""
+    controls = {"baseline": _slider("baseline b", 0.0, -0.5, 2.5, 0.1)}
+    return Explorer("baseline", plots.Baseline(words, p, scores), controls, question=question)
+
+
 def clipping(*, tokens: tuple[Tensor, Tensor] | None = None, question: Asked = None) -> Explorer:
     """Move epsilon, the advantage and one token's ratio over PPO-Clip's objective and slope.
 
@@ -176,6 +184,7 @@ def ppo_step(*, question: Asked = None) -> Explorer:
 
 
 EXPLORERS: dict[str, Callable[..., Explorer]] = {
+    "baseline": baseline,
     "clipping": clipping,
     "clip_or_penalty": clip_or_penalty,
     "next_token": next_token,

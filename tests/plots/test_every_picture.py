@@ -60,7 +60,14 @@ def a_long_run(size=1.0):
     ]
 
 
+def moved(picture):
+    """Its figure, as an explorer first shows it."""
+    picture.move()
+    return picture.figure
+
+
 FIGURES = {
+    "Baseline": lambda: moved(plots.Baseline(WORDS[:3], torch.full((3,), 1 / 3), torch.eye(3)[0])),
     "clipping": plots.clipping,
     "clipping_panels": plots.clipping_panels,
     "token_ratios": lambda: plots.token_ratios(WORDS, torch.tensor([0.5, 1, 1.1, 3.0]), -1.0),
@@ -68,8 +75,8 @@ FIGURES = {
     "clip_or_penalty_panels": plots.clip_or_penalty_panels,
     "darts": lambda: plots.darts({"good": 0.5, "bland": 0.3, "hot": 0.2}, [0.6]),
     "next_token_panels": lambda: plots.next_token_panels(LOGITS, WORDS),
-    "kl_two_ways": plots.kl_two_ways,
     "credit": lambda: plots.Credit(RESPONSE, REWARDS, VALUES).figure,
+    "KLTwoWays": lambda: moved(plots.KLTwoWays()),
     "credit_panels": lambda: plots.credit_panels(RESPONSE, REWARDS, VALUES),
     "credit of a long response": lambda: plots.Credit(*a_long_response()).figure,
     "credit_panels of a long response": lambda: plots.credit_panels(*a_long_response()),
@@ -78,7 +85,7 @@ FIGURES = {
     "token_truth": lambda: plots.token_truth(RESPONSE, VALUES, VALUES / 9, 1.0, {"guess": REWARDS}),
     "combined_loss": plots.combined_loss,
     "combined_loss_panels": plots.combined_loss_panels,
-    "kl_controller": plots.kl_controller,
+    "KLController": lambda: moved(plots.KLController()),
     "kl_estimators": plots.kl_estimators,
     "token_microscope": lambda: plots.token_microscope(long_records()),
     "token_microscope_panels": lambda: plots.token_microscope_panels(long_records()),

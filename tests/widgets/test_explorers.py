@@ -59,6 +59,7 @@ def some_rows():
 
 # What explorers are given that need more than their settings.
 INPUTS = {
+    "baseline": (["good", "fine", "bad"], torch.tensor([0.2, 0.3, 0.5]), torch.tensor([2.0, 1, 0])),
     "training_run": (a_run(),),
     "token_microscope": (some_records(),),
     "over_optimisation": ([0.003, 2.0, 8.0, 20.0], [0.0, 1.0, 2.0, 3.0], [0.0, 0.75, 0.5, -0.5]),

@@ -1,5 +1,8 @@
 """Mistakes about the losses."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, maximum, minimum, where
 from torch.nn.functional import softplus
@@ -197,6 +200,36 @@ def reinforce_loss(flags: frozenset[str], log_probs: Tensor, advantages: Tensor)
     p = log_probs.exp() if "probability instead of its logarithm" in flags else log_probs
     objective = advantages * p
     return _cut(objective if "sign turned" in flags else -objective, flags)
+
+
+@flawed(
+    "sampled once", "baseline forgotten", "sum instead of mean", "gradients pile up",
+    "step forgotten", "sign turned", "advantages returned",
+)  # fmt: skip
+def learn(
+    flags: frozenset[str],
+    sample: Callable[[], tuple[Any, Tensor]],
+    score: Callable[[Any], Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    baseline: float = 0.0,
+) -> list[float]:
+    """REINFORCE: sample, score, loss, backward, step."""
+    curve, first = list[float](), sample() if "sampled once" in flags else None
+    for _ in range(steps):
+        answers, log_probs = first or sample()
+        scores = score(answers)
+        advantages = scores if "baseline forgotten" in flags else scores - baseline
+        losses = log_probs * (advantages if "sign turned" in flags else -advantages)
+        if "gradients pile up" not in flags:
+            optimizer.zero_grad()
+        loss = losses.sum() if "sum instead of mean" in flags else losses.mean()
+        loss.backward(retain_graph=first is not None)
+        if "step forgotten" not in flags:
+            optimizer.step()
+        curve.append(float((advantages if "advantages returned" in flags else scores).mean()))
+    return curve
 
 
 @flawed(
