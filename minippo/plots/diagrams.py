@@ -219,8 +219,9 @@ class PPOStep(Diagram):
             "The entropy bonus keeps the policy from narrowing."),
         "evaluate": Box(4, 3, "policy reads\na minibatch", "policy",
             "The policy, as it is now, reads a minibatch of the responses again."),
-        "loss": Box(1, 4, "loss", "mixed", "One loss adds four terms: the clipped loss, c1 times the value loss, minus c2 times the "
-            "entropy, and c3 times a KL, usually 0, because the rewards pay for it already."),
+        "loss": Box(1, 4, "loss", "mixed",
+            "One loss adds four terms: the clipped loss, c1 times the value loss, minus c2 times "
+            "the entropy, and c3 times a KL, where c3 is usually 0: the rewards pay for the KL."),
         "update": Box(4, 4, "gradient step", "policy",
             "One gradient step; after the last epoch the new policy answers new prompts."),
     }  # fmt: skip
