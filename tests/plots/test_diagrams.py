@@ -19,7 +19,7 @@ FLOWS = {
         score rewards, rewards advantages, values advantages, advantages returns, values returns,
         returns value-loss, evaluate value-loss, advantages policy-loss, old ratio, evaluate ratio,
         ratio policy-loss, evaluate entropy, value-loss loss, policy-loss loss, entropy loss,
-        loss update, update evaluate, update generate""",
+        evaluate loss, loss update, update evaluate, update generate""",
 }
 each_diagram = pytest.mark.parametrize("diagram", FLOWS)
 WIDE, HIGH = 0.82, 0.56
