@@ -37,7 +37,6 @@ from minippo.plots.distributions import (
     NextToken,
     kl_estimators,
     kl_two_ways,
-    kl_two_ways_panels,
     next_token,
     next_token_panels,
 )
@@ -107,7 +106,6 @@ __all__ = [
     "kl_controller",
     "kl_estimators",
     "kl_two_ways",
-    "kl_two_ways_panels",
     "lines",
     "logged_and_true_kl",
     "next_token",

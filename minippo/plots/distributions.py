@@ -188,29 +188,3 @@ def kl_estimators() -> Figure:
     axes.legend()
     tidy(axes, x="d: log-prob under the policy minus under the reference", y="nats")
     return figure
-
-
-def kl_two_ways_panels(shifts: Sequence[float] = (0.25, 1.0, 2.5)) -> Figure:
-    """Plot k1, k2 and k3 for policies farther and farther away.
-
-    What to see: when near, all three agree and k1 spreads most; when far, k2 leaves the line and
-    k3 spreads most.
-    """
-    figure = Figure(figsize=(9, 2.9), layout="constrained")
-    ref = KLTwoWays.Z
-    for axes, shift in zip(figure.subplots(1, len(shifts)), shifts, strict=True):
-        z = ref + shift * torch.tensor([1.0, 0, 0, 0, -0.5], dtype=torch.float64)
-        p, log_p, log_q = z.softmax(-1), z.log_softmax(-1), ref.log_softmax(-1)
-        exact = float(exact_kl(z, ref))
-        axes.axhline(exact, color=COLOURS["kl"], lw=2)
-        for i, (name, marker) in enumerate(zip(ESTIMATORS, "o^s", strict=True)):
-            k = ESTIMATORS[name](log_p, log_q)
-            mean = float((p * k).sum())
-            sd = float((p * (k - mean) ** 2).sum().sqrt()) / 4  # of an average of 16 tokens
-            axes.errorbar([i], [mean], yerr=[sd], fmt=marker, color="black", capsize=3)
-        axes.set_xticks(range(3), ESTIMATORS)
-        axes.set_title(f"shift {shift:g}: KL {exact:.2f}")
-        axes.set_xlim(-0.6, 2.6)
-        tidy(axes)
-    figure.axes[0].set_ylabel("nats (16 tokens)")
-    return figure

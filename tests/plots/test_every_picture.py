@@ -69,7 +69,6 @@ FIGURES = {
     "next_token": lambda: plots.next_token(LOGITS, WORDS),
     "next_token_panels": lambda: plots.next_token_panels(LOGITS, WORDS),
     "kl_two_ways": plots.kl_two_ways,
-    "kl_two_ways_panels": plots.kl_two_ways_panels,
     "credit": lambda: plots.credit(RESPONSE, REWARDS, VALUES),
     "credit_panels": lambda: plots.credit_panels(RESPONSE, REWARDS, VALUES),
     "credit of a long response": lambda: plots.credit(*a_long_response()),
