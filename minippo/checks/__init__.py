@@ -28,7 +28,7 @@ from minippo.checks.exercises import (
     sft_epoch,
     token_truth,
 )
-from minippo.checks.hacking import best_of_n_mean, distinct_n
+from minippo.checks.hacking import best_of_n_mean, distinct_n, distinct_responses
 from minippo.checks.kl import AdaptiveKL, exact_kl, kl_k1, kl_k2, kl_k3
 from minippo.checks.log_probs import entropy, sample_tokens, sequence_log_prob, token_log_probs
 from minippo.checks.losses import (
@@ -53,6 +53,7 @@ _MATHEMATICS = (
     mean_minus_variance, sequence_ratio, calibration, learn, effective_sample_size, entropy_bonus,
     combined_loss, optimal_policy, best_of_n_mean, distinct_n, training_memory, learning_rates,
     accumulated_loss, first_ratio_error, token_truth, ppo_epochs, fit_values, sft_epoch,
+    distinct_responses,
 )  # fmt: skip
 _WHOLE = ("response_mask", "ppo_loss", "ppo_update")  # these load transformers, so load on demand
 

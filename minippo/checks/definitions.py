@@ -454,6 +454,13 @@ def distinct_n(tokens: list[list[int]], mask: Mask, n: int) -> float:
     return new / total if total else 0.0
 
 
+def distinct_responses(tokens: list[list[int]], mask: Mask, group: int) -> Row:
+    """How many rows of each group equal no earlier row of it; padding is at the end."""
+    rows = [row[: sum(kept)] for row, kept in zip(tokens, mask, strict=True)]
+    groups = [rows[i : i + group] for i in range(0, len(rows), group)]
+    return [float(sum(row not in g[:i] for i, row in enumerate(g))) for g in groups]
+
+
 # ---- the whole algorithm ---------------------------------------------------------------------
 
 

@@ -12,10 +12,10 @@ from minippo import entropy, masked_mean, probability_ratio, reinforce_loss, sft
 from minippo.responses import response_mask
 
 __all__ = [
-    "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "entropy_bonus",
-    "first_ratio_error", "fit_values", "learn", "learning_rates", "mean_minus_variance",
-    "optimal_policy", "ppo_epochs", "response_mask", "sample_tokens", "sequence_ratio", "sft_epoch",
-    "training_memory",
+    "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "distinct_responses",
+    "entropy_bonus", "first_ratio_error", "fit_values", "learn", "learning_rates",
+    "mean_minus_variance", "optimal_policy", "ppo_epochs", "response_mask", "sample_tokens",
+    "sequence_ratio", "sft_epoch", "training_memory",
 ]  # fmt: skip
 
 
@@ -143,6 +143,15 @@ def distinct_n(
     texts = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return torch.tensor(len(set(grams)) / max(len(grams), 1))
+
+
+def distinct_responses(
+    tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], group: int
+) -> Float[Tensor, " prompts"]:
+    """How many of each prompt's `group` responses differ; rows in a row answer one prompt."""
+    texts = [tuple(row[real].tolist()) for row, real in zip(tokens, mask, strict=True)]
+    starts = range(0, len(texts), group)
+    return torch.tensor([float(len(set(texts[i : i + group]))) for i in starts])
 
 
 def training_memory(

@@ -292,6 +292,7 @@ def ratios(log_probs, old_log_probs):
         ),
         ("entropy_bonus", lambda z, m: minippo.entropy(z).mean(), "padding counted"),
         ("entropy_bonus", lambda z, m: (minippo.entropy(z) * m).sum() / m.sum(), "mask multiplied"),
+        ("entropy_bonus", lambda z, m: (minippo.entropy(z) * m).mean(), "divided by all tokens"),
         ("entropy_bonus", lambda z, m: -minippo.masked_mean(minippo.entropy(z), m), "sign turned"),
         ("combined_loss", lambda p, v, h, k, *, c1, c2, c3: p - c1 * v + c2 * h - c3 * k, None),
         (
