@@ -455,8 +455,8 @@ def distinct_n(tokens: list[list[int]], mask: Mask, n: int) -> float:
 
 
 def distinct_responses(tokens: list[list[int]], mask: Mask, group: int) -> Row:
-    """How many rows of each group equal no earlier row of it; padding is at the end."""
-    rows = [row[: sum(kept)] for row, kept in zip(tokens, mask, strict=True)]
+    """How many rows of each group equal no earlier row of it, real token by real token."""
+    rows = [[t for t, m in zip(*pair, strict=True) if m] for pair in zip(tokens, mask, strict=True)]
     groups = [rows[i : i + group] for i in range(0, len(rows), group)]
     return [float(sum(row not in g[:i] for i, row in enumerate(g))) for g in groups]
 
