@@ -35,21 +35,33 @@ in GB.
 
 
 def claims(source: str) -> tuple[list[ast.Assert], int]:
-    """A last cell's assertions that hold for every model, and the number of all.
+    """The assertions of code that hold for every model, and the number of all.
 
-    An assertion is the shipped model's if it stands under an `if` that asks for MODEL.
+    An assertion is the shipped model's own if it asks for MODEL, or for a name made from it, or
+    stands under an `if` that does.
     """
     tree = ast.parse(source)
+    asks = {"MODEL"}
+
+    def depends(node: ast.AST) -> bool:
+        return any(isinstance(name, ast.Name) and name.id in asks for name in ast.walk(node))
+
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Compare) and depends(node):
+            asks |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     everything = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-    own = {
-        id(node)
-        for asks in ast.walk(tree)
-        if isinstance(asks, ast.If)
-        and any(isinstance(name, ast.Name) and name.id == "MODEL" for name in ast.walk(asks.test))
-        for part in asks.body
-        for node in ast.walk(part)
-    }
+    own = {id(node) for node in everything if depends(node.test)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and depends(node.test):
+            own |= {id(inner) for part in node.body for inner in ast.walk(part)}
     return [node for node in everything if id(node) not in own], len(everything)
+
+
+def asserting(path: Path) -> str:
+    """The cells of a notebook that assert: since the second edition, the last one."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return "\n".join(source for source in code if "assert " in source)
 
 
 class _Collect(ast.NodeTransformer):
@@ -74,7 +86,7 @@ def lesson(path: Path) -> str:
         source = "".join(cell["source"])
         if cell["cell_type"] != "code":
             continue
-        if number == len(cells) - 1:
+        if "assert " in source:
             source = ast.unparse(_Collect().visit(ast.parse(source)))
         ran = shell.run_cell(source)
         if not ran.success:
@@ -118,9 +130,7 @@ def measured(path: Path, model: str, minutes: float, threads: int) -> dict[str, 
         found = {"result": f"died with {code}"} if code else json.loads(last)
     except subprocess.TimeoutExpired:
         found = {"result": f"not finished in {minutes:g} minutes"}
-    kept, number = claims(
-        "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][-1]["source"])
-    )
+    kept, number = claims(asserting(path))
     return found | {
         "lesson": path.stem[:2],
         "model": Path(model).name,

@@ -23,19 +23,19 @@ def test_a_lesson_names_no_part_of_a_model_as_only_gpt2_calls_it(path):
 
 @each_lesson
 def test_half_of_a_lessons_claims_or_more_hold_for_every_model(path):
-    kept, number = real_lessons.claims(cells(path)[-1]["source"])
+    kept, number = real_lessons.claims(real_lessons.asserting(path))
     assert len(kept) >= number / 2, (len(kept), number)
 
 
 def test_claims_that_ask_for_the_model_are_the_shipped_models_own():
     kept, number = real_lessons.claims(
-        "assert a\n"
+        "assert a\ntiny = MODEL == 'tiny-gpt2-sft'\nassert not tiny or f\n"
         "if MODEL == 'tiny-gpt2-sft':\n    assert b\n    for x in y:\n        assert c\n"
         "else:\n    assert d\n"
         "if other:\n    assert e\n"
     )
     assert [claim.test.id for claim in kept] == ["a", "d", "e"]
-    assert number == 5
+    assert number == 6
 
 
 def row(lesson, model, result, **more):
