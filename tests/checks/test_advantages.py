@@ -115,7 +115,6 @@ def cumulative_sum(rewards, mask, *, gamma):
             "score on the last column and padding paid",
         ),
         ("monte_carlo_returns", cumulative_sum, "gamma forgotten"),
-        ("sequence_advantages", lambda scores, values: values - scores, "sign turned"),
     ],
 )
 def test_a_wrong_function_of_advantages_is_named_as_what_it_is(name, function, mistake):
