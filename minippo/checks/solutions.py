@@ -26,8 +26,8 @@ def sample_tokens(
 
     The darts are scaled to the sum, because rounding may leave it below 1.
     """
-    ends = probabilities.double().cumsum(-1)
-    return (ends <= darts.unsqueeze(-1) * ends[:, -1:]).sum(-1)
+    ends = probabilities.cpu().double().cumsum(-1)
+    return (ends <= darts.cpu().unsqueeze(-1) * ends[:, -1:]).sum(-1)
 
 
 def mean_minus_variance(
