@@ -164,13 +164,9 @@ def td_errors(
 
 
 def gae(
-    rewards: Rows,
-    values: Rows,
-    mask: Mask,
-    gamma: float = 1.0,
-    lam: float = 0.95,
+    rewards: Rows, values: Rows, mask: Mask, gamma: float = 1.0, lam: float = 0.95,
     bootstrap: Row | None = None,
-) -> Rows:
+) -> Rows:  # fmt: skip
     """Schulman et al. 2016, eq. 11 to 16: the weighted mean of the k-step advantages.
 
     A^(k) = r_t + ... + gamma^(k-1) r_(t+k-1) + gamma^k V_(t+k) - V_t has the weight
@@ -392,14 +388,9 @@ def entropy_bonus(logits: list[Rows], mask: Mask) -> float:
 
 
 def combined_loss(
-    policy_loss: float,
-    value_loss: float,
-    entropy: float,
-    kl: float,
-    c1: float,
-    c2: float,
+    policy_loss: float, value_loss: float, entropy: float, kl: float, c1: float, c2: float,
     c3: float,
-) -> float:
+) -> float:  # fmt: skip
     """Schulman et al. 2017, eq. 9, with the sign flipped, plus a KL."""
     return policy_loss + c1 * value_loss - c2 * entropy + c3 * kl
 
@@ -470,22 +461,11 @@ def response_mask(ids: list[list[int]], eos_token_id: int) -> Mask:
 
 
 def ppo_loss(
-    logits: list[Rows],
-    values: Rows,
-    tokens: list[list[int]],
-    mask: Mask,
-    log_probs: Rows,
-    ref_log_probs: Rows,
-    old_values: Rows,
-    advantages: Rows,
-    returns: Rows,
-    clip_range: float,
-    value_coef: float,
-    value_clip_range: float | None,
-    entropy_coef: float,
-    temperature: float,
+    logits: list[Rows], values: Rows, tokens: list[list[int]], mask: Mask, log_probs: Rows,
+    ref_log_probs: Rows, old_values: Rows, advantages: Rows, returns: Rows, clip_range: float,
+    value_coef: float, value_clip_range: float | None, entropy_coef: float, temperature: float,
     kl_loss_coef: float,
-) -> float:
+) -> float:  # fmt: skip
     """Mean over real tokens of policy loss + c1 * value loss - c2 * entropy + c3 * k2."""
     total, n = 0.0, 0
     for i, row in enumerate(mask):
@@ -502,20 +482,10 @@ def ppo_loss(
 
 
 def ppo_update(
-    logits: list[Rows],
-    values: Rows,
-    tokens: list[list[int]],
-    mask: Mask,
-    log_probs: Rows,
-    kl: Rows,
-    scores: Row,
-    kl_coef: float,
-    gamma: float,
-    lam: float,
-    epochs: int,
-    max_grad_norm: float,
-    learning_rate: float,
-) -> Row:
+    logits: list[Rows], values: Rows, tokens: list[list[int]], mask: Mask, log_probs: Rows,
+    kl: Rows, scores: Row, kl_coef: float, gamma: float, lam: float, epochs: int,
+    max_grad_norm: float, learning_rate: float,
+) -> Row:  # fmt: skip
     """Weights of a table policy after some steps of gradient descent on one rollout."""
     rewards = shape_rewards(scores, kl, mask, kl_coef)
     raw = gae(rewards, values, mask, gamma, lam)
@@ -540,16 +510,9 @@ def ppo_update(
 
 
 def ppo_epochs(
-    logits: list[Rows],
-    tokens: list[list[int]],
-    mask: Mask,
-    old_log_probs: Rows,
-    advantages: Rows,
-    epochs: int,
-    minibatch_size: int,
-    clip_range: float,
-    learning_rate: float,
-) -> list[Rows]:
+    logits: list[Rows], tokens: list[list[int]], mask: Mask, old_log_probs: Rows, advantages: Rows,
+    epochs: int, minibatch_size: int, clip_range: float, learning_rate: float,
+) -> list[Rows]:  # fmt: skip
     """Logits of a table policy after some epochs of gradient descent with the clip.
 
     Rows share no weights, so with one row per step, or with all, their order does not matter.
@@ -591,12 +554,9 @@ def fit_values(
 
 
 def sft_epoch(
-    logits: list[Rows],
-    tokens: list[list[int]],
-    mask: Mask,
-    minibatch_size: int,
+    logits: list[Rows], tokens: list[list[int]], mask: Mask, minibatch_size: int,
     learning_rate: float,
-) -> Row:
+) -> Row:  # fmt: skip
     """A table policy's logits after an epoch of gradient descent on SFT's loss; the mean loss.
 
     With fewer rows of logits than of tokens, the answers share them.

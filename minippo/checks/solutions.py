@@ -26,8 +26,8 @@ def sample_tokens(
 
     The darts are scaled to the sum, because rounding may leave it below 1.
     """
-    ends = probabilities.double().cumsum(-1)
-    return (ends <= darts.unsqueeze(-1) * ends[:, -1:]).sum(-1)
+    ends = probabilities.cpu().double().cumsum(-1)
+    return (ends <= darts.cpu().unsqueeze(-1) * ends[:, -1:]).sum(-1)
 
 
 def mean_minus_variance(
@@ -84,15 +84,9 @@ def entropy_bonus(
 
 
 def combined_loss(
-    policy_loss: Float[Tensor, ""],
-    value_loss: Float[Tensor, ""],
-    entropy: Float[Tensor, ""],
-    kl: Float[Tensor, ""],
-    *,
-    c1: float,
-    c2: float,
-    c3: float,
-) -> Float[Tensor, ""]:
+    policy_loss: Float[Tensor, ""], value_loss: Float[Tensor, ""], entropy: Float[Tensor, ""],
+    kl: Float[Tensor, ""], *, c1: float, c2: float, c3: float,
+) -> Float[Tensor, ""]:  # fmt: skip
     """The loss that PPO for language models minimises: a sum of four terms.
 
     Schulman et al. 2017, eq. 9, with the sign turned, plus the KL to the reference.
@@ -169,12 +163,9 @@ def training_memory(
 
 def learn(
     sample: Callable[[], tuple[Any, Float[Tensor, " answers"]]],
-    score: Callable[[Any], Float[Tensor, " answers"]],
-    optimizer: torch.optim.Optimizer,
-    *,
-    steps: int,
-    baseline: float = 0.0,
-) -> list[float]:
+    score: Callable[[Any], Float[Tensor, " answers"]], optimizer: torch.optim.Optimizer, *,
+    steps: int, baseline: float = 0.0,
+) -> list[float]:  # fmt: skip
     """REINFORCE with a baseline: returns the mean score of each step (Williams 1992).
 
     `sample()` writes answers with the policy as it is now, and gives their log-probs.
@@ -227,16 +218,11 @@ def first_ratio_error(
 
 
 def ppo_epochs(
-    new_log_probs: Callable[[Tensor], Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    old_log_probs: Float[Tensor, "batch time"],
-    advantages: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    *,
-    epochs: int,
+    new_log_probs: Callable[[Tensor], Tensor], loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer, old_log_probs: Float[Tensor, "batch time"],
+    advantages: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], *, epochs: int,
     minibatch_size: int,
-) -> None:
+) -> None:  # fmt: skip
     """Several passes over the same responses, in shuffled minibatches, a step for each.
 
     `new_log_probs(rows)` measures these rows now; `loss(ratio, advantages)` is one per token.
@@ -268,13 +254,9 @@ def fit_values(
 
 
 def sft_epoch(
-    logits_of: Callable[[Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    tokens: Int[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    *,
-    minibatch_size: int,
-) -> float:
+    logits_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], *, minibatch_size: int,
+) -> float:  # fmt: skip
     """One pass over demonstrations, a step for each minibatch; return the mean of their losses."""
     losses = []
     for rows in torch.randperm(len(mask)).split(minibatch_size):

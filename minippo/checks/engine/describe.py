@@ -23,12 +23,9 @@ def clearest(wrong: Sequence[Failure]) -> Failure:
 
 
 def properties(
-    cases: Sequence[Case],
-    seen: Sequence[Observation],
-    failures: Sequence[Failure | None],
-    regions: Mapping[str, Region],
-    defaults: Mapping[str, Any],
-) -> list[str]:
+    cases: Sequence[Case], seen: Sequence[Observation], failures: Sequence[Failure | None],
+    regions: Mapping[str, Region], defaults: Mapping[str, Any],
+) -> list[str]:  # fmt: skip
     """Describe in sentences what all failures have in common."""
     wrong = [f for f in failures if f is not None]
     right = [case for case, f in zip(cases, failures, strict=True) if f is None]

@@ -16,14 +16,9 @@ from minippo.checks.mistakes.log_probs import CUT, _cut
     "IPO",
 )  # fmt: skip
 def dpo_loss(
-    flags: frozenset[str],
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    ref_chosen: Tensor,
-    ref_rejected: Tensor,
-    *,
-    beta: float,
-) -> Tensor:
+    flags: frozenset[str], policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor,
+    ref_rejected: Tensor, *, beta: float,
+) -> Tensor:  # fmt: skip
     """-log sigmoid(beta * ((pc - rc) - (pr - rr)))."""
     if "reference forgotten" in flags:
         ref_chosen, ref_rejected = zeros_like(ref_chosen), zeros_like(ref_rejected)
@@ -67,15 +62,15 @@ def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool =
 
 @flawed(
     "own score counted", "divided by k", "normalised", "sign turned", "one group for all",
-    "baseline returned", "axes swapped", "GRPO's advantages", "TRL's GRPO advantages",
+    "baseline returned", "axes swapped", "GRPO's advantages", "GRPO's advantages, with 1e-4",
 )  # fmt: skip
 def leave_one_out_advantages(flags: frozenset[str], scores: Tensor) -> Tensor:
     """score - mean of the others."""
     dims = (0, 1) if "one group for all" in flags else (0,) if "axes swapped" in flags else (1,)
     n = math.prod(scores.shape[dim] for dim in dims)
     total = scores.sum(dims, keepdim=True)
-    if {"GRPO's advantages", "TRL's GRPO advantages"} & flags:
-        eps = 1e-4 if "TRL's GRPO advantages" in flags else 1e-8
+    if {"GRPO's advantages", "GRPO's advantages, with 1e-4"} & flags:
+        eps = 1e-4 if "GRPO's advantages, with 1e-4" in flags else 1e-8
         return (scores - scores.mean(1, keepdim=True)) / (scores.std(1, keepdim=True) + eps)
     others = (total - scores) / (n if "divided by k" in flags else n - 1)
     if "own score counted" in flags:

@@ -117,16 +117,9 @@ def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor
     "KL rewarded", "c1 and c2 swapped", "c2 and c3 swapped", "coefficients forgotten", CUT,
 )  # fmt: skip
 def combined_loss(
-    flags: frozenset[str],
-    policy_loss: Tensor,
-    value_loss: Tensor,
-    entropy: Tensor,
-    kl: Tensor,
-    *,
-    c1: float,
-    c2: float,
-    c3: float,
-) -> Tensor:
+    flags: frozenset[str], policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, kl: Tensor, *,
+    c1: float, c2: float, c3: float,
+) -> Tensor:  # fmt: skip
     """policy_loss + c1 * value_loss - c2 * entropy + c3 * kl."""
     if "c1 and c2 swapped" in flags:
         c1, c2 = c2, c1
@@ -257,17 +250,10 @@ def token_truth(flags: frozenset[str], scores: Tensor) -> Tensor:
     "advantages not given", "step forgotten", "log-ratio instead of ratio",
 )  # fmt: skip
 def ppo_epochs(
-    flags: frozenset[str],
-    new_log_probs: Callable[[Tensor], Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    epochs: int,
-    minibatch_size: int,
-) -> list[float]:
+    flags: frozenset[str], new_log_probs: Callable[[Tensor], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    old_log_probs: Tensor, advantages: Tensor, mask: Tensor, *, epochs: int, minibatch_size: int,
+) -> list[float]:  # fmt: skip
     """Epochs over minibatches: ratio, loss, mean over real tokens, one step for each."""
     everything, found = torch.arange(len(mask)), list[float]()
     stale = new_log_probs(everything)
@@ -317,14 +303,9 @@ def fit_values(
     "the last loss alone", "losses added up", "mask not used",
 )  # fmt: skip
 def sft_epoch(
-    flags: frozenset[str],
-    logits_of: Callable[[Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    tokens: Tensor,
-    mask: Tensor,
-    *,
-    minibatch_size: int,
-) -> float:
+    flags: frozenset[str], logits_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    tokens: Tensor, mask: Tensor, *, minibatch_size: int,
+) -> float:  # fmt: skip
     """One pass over the rows, a step for each minibatch; the mean of their losses."""
     once, everything, losses = "logits measured once" in flags, torch.arange(len(mask)), []
     stale, counted = logits_of(everything), mask | ("mask not used" in flags)

@@ -24,7 +24,7 @@ def _cut(x: Tensor, flags: frozenset[str]) -> Tensor:
 )  # fmt: skip
 def sample_tokens(flags: frozenset[str], probabilities: Tensor, darts: Tensor) -> Tensor:
     """Count the stretches that end at or before the dart."""
-    p = probabilities.double()
+    p = probabilities.cpu().double()
     if "likeliest token" in flags:
         return p.argmax(-1)
     p = p.sort(-1, descending=True).values if "sorted first" in flags else p
