@@ -310,6 +310,8 @@ def _epochs_cases(draw: Draw) -> Iterator[Case]:
         "one response per minibatch": {"minibatch_size": 1},
         "another epsilon": {"clip_range": 0.1},
     }
+    if draw.batch > 2:
+        changes["a shorter last minibatch"] = {"minibatch_size": draw.batch - 1}
     for note, change in changes.items():
         logits, tokens = draw.logits(), draw.tokens()
         yield draw.case(
@@ -369,7 +371,10 @@ def _call_sft(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
 def _sft_cases(draw: Draw) -> Iterator[Case]:
     if draw.padding != "numbers" or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
         return
-    for note, size in (("one minibatch", draw.batch), ("one row per minibatch", 1)):
+    sizes = {"one minibatch": draw.batch, "one row per minibatch": 1}
+    if draw.batch > 2:
+        sizes["a shorter last minibatch"] = draw.batch - 1
+    for note, size in sizes.items():
         step: dict[str, Any] = {"minibatch_size": size, "learning_rate": 4.0}
         logits, tokens, mask = draw.logits(), draw.tokens(), draw.mask
         yield draw.case(note, logits=logits, tokens=tokens, mask=mask, **step)
