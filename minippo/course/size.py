@@ -10,7 +10,8 @@ def fewer(n: int, policy: nn.Module, least: int = 2) -> int:
     """Return how many of `n` steps, runs or responses a lesson asks of this model.
 
     All `n` up to four million parameters, then fewer in proportion to the size, at least `least`:
-    a lesson takes a minute with the shipped model and about five with one of 135 million.
+    a lesson takes a minute with the shipped model, and half a processor minute to six with one of
+    135 million (docs/real_models.md).
     """
     size = sum(p.numel() for p in policy.parameters())
     return max(min(n, least), min(n, round(n * SMALL / size)))

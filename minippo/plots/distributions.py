@@ -1,6 +1,6 @@
 """Pictures of distributions: the next token under temperature, and KL between two."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ SIZES = (1, 4, 16, 64, 256)
 class NextToken(Picture):
     """Bars of the likeliest next tokens at one position and temperature."""
 
-    def __init__(self, logits: Tensor, words: Sequence[str]) -> None:
+    def __init__(self, logits: Tensor, words: Sequence[str], *, show_entropy: bool = True) -> None:
         """`logits` [time, vocab] may be replaced; `words` names the whole vocabulary."""
-        self.logits, self._words = logits, words
+        self.logits, self._words, self._show_entropy = logits, words, show_entropy
         figure = Figure(figsize=(9, 3.6))
         figure.subplots_adjust(left=0.08, right=0.98, top=0.96, bottom=0.27)  # room for words
         axes = figure.subplots()
@@ -49,29 +49,34 @@ class NextToken(Picture):
             shown = i < len(top.values)
             self._bars[i].set_height(float(top.values[i]) if shown else 0.0)
             self._names[i].set_text(drawable(self._words[int(top.indices[i])]) if shown else "")
+        likeliest, share = self._words[int(top.indices[0])], float(top.values[0])
+        said = f"Position {position}, temperature {temperature:.2f}: {likeliest!r} is likeliest "
+        if not self._show_entropy:
+            return f"{said}with {share:.2f}."
         h = float(entropy(z, temperature=temperature))
         level = float(torch.tensor(-h).exp())
         self._level.set_data([-0.6, MOST - 0.4], [level, level])
         self._note.set_text(f"entropy {h:.2f} nats (dashed: exp(-H) = {level:.2f})")
-        likeliest, share = self._words[int(top.indices[0])], float(top.values[0])
-        return (
-            f"Position {position}, temperature {temperature:.2f}: {likeliest!r} is likeliest with "
-            f"{share:.2f}; entropy {h:.2f} of at most {float(torch.tensor(len(p)).log()):.2f} nats."
-        )
+        most = float(torch.tensor(len(p)).log())
+        return f"{said}with {share:.2f}; entropy {h:.2f} of at most {most:.2f} nats."
 
 
-def next_token(
-    logits: Tensor, words: Sequence[str], *, position: int = 0, temperature: float = 1.0
-) -> Figure:
-    """Plot a language model's likeliest next tokens at a position, and the entropy.
+def darts(stretches: Mapping[str, float], thrown: Sequence[float]) -> Figure:
+    """Plot probabilities end to end from 0 to 1, and the darts thrown at them.
 
-    `logits` [time, vocab] as returned by `rollout.evaluate`; `words` names each token. What to see:
-    a temperature below 1 sharpens, above 1 flattens; the entropy over the whole vocabulary says by
-    how much. Many models are certain at most positions and undecided at a few.
+    What to see: the longer a token's stretch, the more darts it catches.
     """
-    picture = NextToken(logits, words)
-    picture.move(position=position, temperature=temperature)
-    return picture.figure
+    figure = Figure(figsize=(9, 1.8), layout="constrained")
+    axes, start = figure.subplots(), 0.0
+    for word, p in stretches.items():
+        axes.barh(0, p, left=start, color=COLOURS["old"], edgecolor="black", lw=2)
+        axes.text(start + p / 2, -0.62, word, ha="center", va="center")
+        start += p
+    axes.plot(thrown, [0.6] * len(thrown), "v", color="black", ms=10)
+    axes.set(xlim=(0, 1), ylim=(-0.9, 0.9))
+    axes.set_yticks([0.6, 0, -0.62], ["dart", "stretch", "token"])
+    tidy(axes, x="probabilities, end to end")
+    return figure
 
 
 def next_token_panels(
@@ -80,6 +85,7 @@ def next_token_panels(
     *,
     position: int = 0,
     temperatures: Sequence[float] = (0.5, 1.0, 2.0),
+    show_entropy: bool = True,
 ) -> Figure:
     """Plot one position at several temperatures side by side, with the same token order.
 
@@ -94,7 +100,8 @@ def next_token_panels(
         axes.bar(range(len(order)), (z / t).softmax(-1)[order].numpy(), color=COLOURS["policy"])
         names = [words[int(i)] for i in order]
         axes.set_xticks(range(len(order)), names, rotation=60, ha="right", fontsize=9)
-        axes.set_title(f"temperature {t:g}: {float(entropy(z, temperature=t)):.2f} nats")
+        nats = f": {float(entropy(z, temperature=t)):.2f} nats" if show_entropy else ""
+        axes.set_title(f"temperature {t:g}{nats}")
         tidy(axes)
     figure.axes[0].set_ylabel("probability")
     return figure

@@ -66,19 +66,19 @@ def clip_or_penalty(*, question: Asked = None) -> Explorer:
     return Explorer("clip_or_penalty", plots.ClipOrPenalty(), controls, question=question)
 
 
-def next_token(logits: Tensor, words: Sequence[str], *, question: Asked = None) -> Explorer:
+def next_token(
+    logits: Tensor, words: Sequence[str], *, show_entropy: bool = True, question: Asked = None
+) -> Explorer:
     """Move along a response and change the temperature: the next token's distribution.
 
-    `logits` [time, vocab] and the vocabulary's `words` come from a model and its tokenizer.
+    `logits` [time, vocab] and the vocabulary's `words` come from a model and its tokenizer. One
+    row of logits has no position to choose.
     """
-    controls = {
-        "position": ipywidgets.IntSlider(
-            value=0, min=0, max=len(logits) - 1, description="position",
-            style={"description_width": "9em"}, layout={"width": "32em"},
-        ),
-        "temperature": _slider("temperature", 1.0, 0.1, 3.0, 0.1),
-    }  # fmt: skip
-    return Explorer("next_token", plots.NextToken(logits, words), controls, question=question)
+    controls: dict[str, Any] = {"temperature": _slider("temperature", 1.0, 0.1, 3.0, 0.1)}
+    if len(logits) > 1:
+        controls = {"position": _choice("position", range(len(logits)), 0)} | controls
+    picture = plots.NextToken(logits, words, show_entropy=show_entropy)
+    return Explorer("next_token", picture, controls, question=question)
 
 
 def kl_two_ways(*, question: Asked = None) -> Explorer:
@@ -98,13 +98,15 @@ def kl_controller(*, question: Asked = None) -> Explorer:
 
 
 def credit(
-    words: Sequence[str], rewards: Tensor, values: Tensor, *, question: Asked = None
+    words: Sequence[str], rewards: Tensor, values: Tensor | None = None, *, question: Asked = None
 ) -> Explorer:
-    """Change gamma and lambda for one response: which tokens the score reaches, how strongly."""
-    controls = {
-        "gamma": _slider("gamma", 1.0, 0.5, 1.0, 0.05),
-        "lam": _slider("lambda", 0.95, 0.0, 1.0, 0.05),
-    }
+    """Change gamma and lambda for one response: which tokens the score reaches, how strongly.
+
+    Without values: gamma and the returns alone.
+    """
+    controls = {"gamma": _slider("gamma", 1.0, 0.5, 1.0, 0.05)}
+    if values is not None:
+        controls["lam"] = _slider("lambda", 0.95, 0.0, 1.0, 0.05)
     picture = plots.Credit(words, rewards, values)
     return Explorer("credit", picture, controls, question=question)
 

@@ -73,12 +73,12 @@ FIGURES = {
     "token_ratios": lambda: plots.token_ratios(WORDS, torch.tensor([0.5, 1, 1.1, 3.0]), -1.0),
     "clip_or_penalty": plots.clip_or_penalty,
     "clip_or_penalty_panels": plots.clip_or_penalty_panels,
-    "next_token": lambda: plots.next_token(LOGITS, WORDS),
+    "darts": lambda: plots.darts({"good": 0.5, "bland": 0.3, "hot": 0.2}, [0.6]),
     "next_token_panels": lambda: plots.next_token_panels(LOGITS, WORDS),
+    "credit": lambda: plots.Credit(RESPONSE, REWARDS, VALUES).figure,
     "KLTwoWays": lambda: moved(plots.KLTwoWays()),
-    "credit": lambda: plots.credit(RESPONSE, REWARDS, VALUES),
     "credit_panels": lambda: plots.credit_panels(RESPONSE, REWARDS, VALUES),
-    "credit of a long response": lambda: plots.credit(*a_long_response()),
+    "credit of a long response": lambda: plots.Credit(*a_long_response()).figure,
     "credit_panels of a long response": lambda: plots.credit_panels(*a_long_response()),
     "credit_rows": lambda: plots.credit_rows(RESPONSE, {"measured": REWARDS, "guessed": VALUES}),
     "surprises": lambda: plots.surprises(RESPONSE, VALUES, 1.0),
@@ -107,9 +107,9 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_900_wide_labelled_and_small(name):
     figure = FIGURES[name]()
-    if figure.axes[0].axison:  # a diagram's boxes carry their own words, and so do
+    if figure.axes[0].axison:  # a diagram's boxes carry their own words
         named = figure.axes[-1].get_xlabel() or figure.axes[-1].get_xticklabels()
-        assert named or name == "next_token"  # its bars
+        assert named
         assert figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels()
     image = Image.open(io.BytesIO(plots.png(figure)))
     assert image.width == 900

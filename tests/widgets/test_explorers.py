@@ -237,3 +237,9 @@ def test_an_explorers_sentence_is_escaped():
 
     explorer = Explorer("odd", Odd(), {"ratio": widgets.clipping().controls["ratio"]})
     assert "&lt;b&gt;1 &lt; 2" in explorer.text.value
+
+
+def test_one_row_of_logits_has_no_position_to_choose():
+    words = ["good", "bad"]
+    assert "position" not in widgets.next_token(torch.zeros(1, 2), words).controls
+    assert "position" in widgets.next_token(torch.zeros(3, 2), words).controls

@@ -16,14 +16,9 @@ from minippo.checks.mistakes.log_probs import CUT, _cut
     "IPO",
 )  # fmt: skip
 def dpo_loss(
-    flags: frozenset[str],
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    ref_chosen: Tensor,
-    ref_rejected: Tensor,
-    *,
-    beta: float,
-) -> Tensor:
+    flags: frozenset[str], policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor,
+    ref_rejected: Tensor, *, beta: float,
+) -> Tensor:  # fmt: skip
     """-log sigmoid(beta * ((pc - rc) - (pr - rr)))."""
     if "reference forgotten" in flags:
         ref_chosen, ref_rejected = zeros_like(ref_chosen), zeros_like(ref_rejected)

@@ -69,13 +69,9 @@ def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: T
     "clip range hard-coded",
 )  # fmt: skip
 def clipped_surrogate(
-    flags: frozenset[str],
-    ratio: Tensor,
-    advantages: Tensor,
-    clip_range: float,
-    *,
+    flags: frozenset[str], ratio: Tensor, advantages: Tensor, clip_range: float, *,
     dual_clip: float | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """-min(r * A, clip(r) * A)."""
     clip_range = 0.2 if "clip range hard-coded" in flags else clip_range
     r, low, high, advantages = ratio, 1 - clip_range, 1 + clip_range, _data(advantages, flags)
@@ -107,13 +103,9 @@ def clipped_surrogate(
     "zero advantage counted", "ties counted", "brackets missing",
 )  # fmt: skip
 def clip_is_active(
-    flags: frozenset[str],
-    ratio: Tensor,
-    advantages: Tensor,
-    clip_range: float,
-    *,
+    flags: frozenset[str], ratio: Tensor, advantages: Tensor, clip_range: float, *,
     dual_clip: float | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """True where clipping makes the gradient zero."""
     low, high = 1 - clip_range, 1 + clip_range
     edges = "edges counted" in flags
@@ -162,13 +154,9 @@ def penalty_surrogate(
     "clipped around one", "Huber",
 )  # fmt: skip
 def value_loss(
-    flags: frozenset[str],
-    values: Tensor,
-    returns: Tensor,
-    *,
-    old_values: Tensor | None = None,
+    flags: frozenset[str], values: Tensor, returns: Tensor, *, old_values: Tensor | None = None,
     clip_range: float | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """0.5 * max of the two squared errors."""
     returns = _data(returns, flags)
 
@@ -207,14 +195,10 @@ def reinforce_loss(flags: frozenset[str], log_probs: Tensor, advantages: Tensor)
     "step forgotten", "sign turned", "advantages returned",
 )  # fmt: skip
 def learn(
-    flags: frozenset[str],
-    sample: Callable[[], tuple[Any, Tensor]],
-    score: Callable[[Any], Tensor],
-    optimizer: torch.optim.Optimizer,
-    *,
-    steps: int,
+    flags: frozenset[str], sample: Callable[[], tuple[Any, Tensor]],
+    score: Callable[[Any], Tensor], optimizer: torch.optim.Optimizer, *, steps: int,
     baseline: float = 0.0,
-) -> list[float]:
+) -> list[float]:  # fmt: skip
     """REINFORCE: sample, score, loss, backward, step."""
     curve, first = list[float](), sample() if "sampled once" in flags else None
     for _ in range(steps):
