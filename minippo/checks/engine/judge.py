@@ -84,6 +84,9 @@ def failure(case: Case, expected: Expected, seen: Observation) -> Failure | None
     if not seen.dtype.startswith(kind) and not (kind == "float" and seen.dtype == "bfloat16"):
         return Failure(case, "dtype", f"The dtype must be {kind}; {seen.dtype} came.")
     if not close(seen.value, expected.value):
+        if seen.changed:
+            what = f"It modified its argument {seen.changed[0]} in place."
+            return Failure(case, "altered", what)
         fits = {name: expected.has_slope(name, seen.slopes.get(name)) for name in expected.slopes}
         right, wrong = (tuple(n for n, ok in fits.items() if ok is kept) for kept in (True, False))
         says = "The value is wrong."
