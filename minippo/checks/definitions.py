@@ -66,6 +66,14 @@ def log_softmax(z: Row, temperature: float = 1.0) -> Row:
     return [(x - top) / temperature - math.log(total) for x in z]
 
 
+def sample_tokens(probabilities: Rows, darts: Row) -> list[int]:
+    """How many stretches end at or before each dart; the last one has no end."""
+    return [
+        sum(end <= dart for end in itertools.accumulate(row[:-1]))
+        for row, dart in zip(probabilities, darts, strict=True)
+    ]
+
+
 def token_log_probs(logits: list[Rows], tokens: list[list[int]], temperature: float = 1.0) -> Rows:
     """log p(token) per position."""
     return [
@@ -156,13 +164,9 @@ def td_errors(
 
 
 def gae(
-    rewards: Rows,
-    values: Rows,
-    mask: Mask,
-    gamma: float = 1.0,
-    lam: float = 0.95,
+    rewards: Rows, values: Rows, mask: Mask, gamma: float = 1.0, lam: float = 0.95,
     bootstrap: Row | None = None,
-) -> Rows:
+) -> Rows:  # fmt: skip
     """Schulman et al. 2016, eq. 11 to 16: the weighted mean of the k-step advantages.
 
     A^(k) = r_t + ... + gamma^(k-1) r_(t+k-1) + gamma^k V_(t+k) - V_t has the weight
@@ -301,15 +305,6 @@ def adaptive_kl(coef: float, target: float, horizon: int, kls: Row, n_episodes: 
     return found
 
 
-def penalty_kl(coef: float, target: float, kls: Row, n_episodes: int) -> Row:
-    """Schulman et al. 2017, sec. 4: the coefficient after each update."""
-    found = []
-    for kl in kls:
-        coef *= 2 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1
-        found.append(coef)
-    return found
-
-
 # ---- alternatives ----------------------------------------------------------------------------
 
 
@@ -352,6 +347,21 @@ def mean_minus_variance(scores: Rows, coef: float) -> Row:
     return found
 
 
+def calibration(difference: Row, first_won: Row, edges: Row) -> Rows:
+    """How sure, how often right, and the share of the pairs, for each bin of how sure."""
+    pairs = [
+        (1 / (1 + math.exp(-abs(d))), 0.5 if d == 0 else won if d > 0 else 1 - won)
+        for d, won in zip(difference, first_won, strict=True)
+    ]
+    found = []
+    for low, high in itertools.pairwise([0, *edges, 1]):
+        inside = [pair for pair in pairs if low < pair[0] <= high]
+        n = max(1, len(inside))
+        sure, right = (sum(pair[k] for pair in inside) / n for k in range(2))
+        found.append([sure, right, len(inside) / len(pairs)])
+    return [[each[k] for each in found] for k in range(3)]
+
+
 def sequence_ratio(log_probs: Rows, old_log_probs: Rows, mask: Mask) -> Row:
     """The product of the real tokens' ratios."""
     return [
@@ -378,14 +388,9 @@ def entropy_bonus(logits: list[Rows], mask: Mask) -> float:
 
 
 def combined_loss(
-    policy_loss: float,
-    value_loss: float,
-    entropy: float,
-    kl: float,
-    c1: float,
-    c2: float,
+    policy_loss: float, value_loss: float, entropy: float, kl: float, c1: float, c2: float,
     c3: float,
-) -> float:
+) -> float:  # fmt: skip
     """Schulman et al. 2017, eq. 9, with the sign flipped, plus a KL."""
     return policy_loss + c1 * value_loss - c2 * entropy + c3 * kl
 
@@ -440,6 +445,13 @@ def distinct_n(tokens: list[list[int]], mask: Mask, n: int) -> float:
     return new / total if total else 0.0
 
 
+def distinct_responses(tokens: list[list[int]], mask: Mask, group: int) -> Row:
+    """How many rows of each group equal no earlier row of it, real token by real token."""
+    rows = [[t for t, m in zip(*pair, strict=True) if m] for pair in zip(tokens, mask, strict=True)]
+    groups = [rows[i : i + group] for i in range(0, len(rows), group)]
+    return [float(sum(row not in g[:i] for i, row in enumerate(g))) for g in groups]
+
+
 # ---- the whole algorithm ---------------------------------------------------------------------
 
 
@@ -449,22 +461,11 @@ def response_mask(ids: list[list[int]], eos_token_id: int) -> Mask:
 
 
 def ppo_loss(
-    logits: list[Rows],
-    values: Rows,
-    tokens: list[list[int]],
-    mask: Mask,
-    log_probs: Rows,
-    ref_log_probs: Rows,
-    old_values: Rows,
-    advantages: Rows,
-    returns: Rows,
-    clip_range: float,
-    value_coef: float,
-    value_clip_range: float | None,
-    entropy_coef: float,
-    temperature: float,
+    logits: list[Rows], values: Rows, tokens: list[list[int]], mask: Mask, log_probs: Rows,
+    ref_log_probs: Rows, old_values: Rows, advantages: Rows, returns: Rows, clip_range: float,
+    value_coef: float, value_clip_range: float | None, entropy_coef: float, temperature: float,
     kl_loss_coef: float,
-) -> float:
+) -> float:  # fmt: skip
     """Mean over real tokens of policy loss + c1 * value loss - c2 * entropy + c3 * k2."""
     total, n = 0.0, 0
     for i, row in enumerate(mask):
@@ -481,20 +482,10 @@ def ppo_loss(
 
 
 def ppo_update(
-    logits: list[Rows],
-    values: Rows,
-    tokens: list[list[int]],
-    mask: Mask,
-    log_probs: Rows,
-    kl: Rows,
-    scores: Row,
-    kl_coef: float,
-    gamma: float,
-    lam: float,
-    epochs: int,
-    max_grad_norm: float,
-    learning_rate: float,
-) -> Row:
+    logits: list[Rows], values: Rows, tokens: list[list[int]], mask: Mask, log_probs: Rows,
+    kl: Rows, scores: Row, kl_coef: float, gamma: float, lam: float, epochs: int,
+    max_grad_norm: float, learning_rate: float,
+) -> Row:  # fmt: skip
     """Weights of a table policy after some steps of gradient descent on one rollout."""
     rewards = shape_rewards(scores, kl, mask, kl_coef)
     raw = gae(rewards, values, mask, gamma, lam)
@@ -519,16 +510,9 @@ def ppo_update(
 
 
 def ppo_epochs(
-    logits: list[Rows],
-    tokens: list[list[int]],
-    mask: Mask,
-    old_log_probs: Rows,
-    advantages: Rows,
-    epochs: int,
-    minibatch_size: int,
-    clip_range: float,
-    learning_rate: float,
-) -> list[Rows]:
+    logits: list[Rows], tokens: list[list[int]], mask: Mask, old_log_probs: Rows, advantages: Rows,
+    epochs: int, minibatch_size: int, clip_range: float, learning_rate: float,
+) -> list[Rows]:  # fmt: skip
     """Logits of a table policy after some epochs of gradient descent with the clip.
 
     Rows share no weights, so with one row per step, or with all, their order does not matter.
@@ -552,6 +536,58 @@ def ppo_epochs(
 
             table[part] = _moved(table[part], gradient(loss, table[part]), learning_rate)
     return table
+
+
+def fit_values(
+    values: Rows, returns: Rows, mask: Mask, epochs: int, minibatch_size: int, learning_rate: float
+) -> Row:
+    """The loss before each step of gradient descent on a table of values: its slope is V - G."""
+    table, losses = copy.deepcopy(values), Row()
+    for step in range(epochs * -(-len(table) // minibatch_size)):
+        first = step * minibatch_size % len(table)
+        part = range(first, min(first + minibatch_size, len(table)))
+        real = [(i, t) for i in part for t in range(len(mask[i])) if mask[i][t]]
+        losses.append(sum((table[i][t] - returns[i][t]) ** 2 / 2 for i, t in real) / len(real))
+        for i, t in real:
+            table[i][t] -= learning_rate * (table[i][t] - returns[i][t]) / len(real)
+    return losses
+
+
+def sft_epoch(
+    logits: list[Rows], tokens: list[list[int]], mask: Mask, minibatch_size: int,
+    learning_rate: float,
+) -> Row:  # fmt: skip
+    """A table policy's logits after an epoch of gradient descent on SFT's loss; the mean loss.
+
+    With fewer rows of logits than of tokens, the answers share them.
+    """
+    table, losses = copy.deepcopy(logits), []
+    for first in range(0, len(tokens), minibatch_size):
+        part = range(len(tokens))[first : first + minibatch_size]
+
+        def loss(x: list[Rows], part: range = part) -> float:
+            shared = [x[i % len(x)] for i in part]
+            return sft_loss(shared, [tokens[i] for i in part], [mask[i] for i in part])
+
+        losses.append(loss(table))
+        table = _moved(table, gradient(loss, table), learning_rate)
+    return [*leaves(table), sum(losses) / len(losses)]
+
+
+def learn(
+    logits: Row, drawn: list[list[int]], scores: Row, baseline: float, learning_rate: float
+) -> Row:
+    """Mean score of each step, then the logits after REINFORCE: d log p(a) / dz = 1[a] - p."""
+    table, means = logits, list[float]()
+    for answers in drawn:
+        step = [0.0 for _ in table]
+        for a in answers:
+            advantage = (scores[a] - baseline) / len(answers)
+            for j, log_p in enumerate(log_softmax(table)):
+                step[j] += advantage * ((j == a) - math.exp(log_p))
+        table = [z + learning_rate * x for z, x in zip(table, step, strict=True)]
+        means.append(sum(scores[a] for a in answers) / len(answers))
+    return [*means, *table]
 
 
 def leaves(x: Any) -> Row:

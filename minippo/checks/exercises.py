@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+import numpy
 import torch
 
 import minippo
@@ -31,6 +32,25 @@ mean_minus_variance = Check(
     reference=solutions.mean_minus_variance,
     definition=definitions.mean_minus_variance,
     cases=_ensemble_cases,
+)
+
+
+def _calibration_cases(draw: Draw) -> Iterator[Case]:
+    far = [0.25, -0.75, 1.5, -3.5, *draw.floats(draw.time * draw.vocab)]  # each bin has a pair
+    edges = [0.625, 0.75, 0.875]
+    for _ in range(3):
+        won = [float(draw.random.randrange(2)) for _ in far]
+        yield draw.case(difference=far, first_won=won, edges=edges)
+    share = draw.floats(len(far), low=0.0, high=1.0)
+    yield draw.case("several annotators", difference=far, first_won=share, edges=edges)
+    yield draw.case("one bin", difference=far, first_won=won, edges=[])
+    tied = [0.0, *far[1:], 0.0]
+    yield draw.case("with ties", difference=tied, first_won=[1.0, *won], edges=edges)
+    yield draw.case("empty bins", difference=far, first_won=won, edges=[0.75, 0.98, 0.99])
+
+
+calibration = Check(
+    reference=solutions.calibration, definition=definitions.calibration, cases=_calibration_cases
 )
 
 
@@ -238,32 +258,45 @@ first_ratio_error = Check(
 )
 
 
-def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-    """Train a table of logits by plain gradient descent; return the table."""
+def _in_order(run: Callable[[], Any]) -> Any:
+    """Call it with rows unshuffled: a mistake that depends on their order is then still known."""
+    torch_order, order = patch("torch.randperm", torch.arange), patch("random.shuffle")
+    numpy_order = patch("numpy.random.permutation", numpy.arange)
+    with torch_order, order, numpy_order, torch.random.fork_rng(devices=[]):
+        try:
+            return run()
+        except RuntimeError as error:
+            if "a second time" in str(error):
+                says = "backward met numbers that were measured before the last step"
+                raise RuntimeError(f"{says}: measure again for each minibatch") from None
+            raise
+
+
+def _trained(inputs: dict[str, Any], run: Callable[..., Any]) -> tuple[Any, Any]:
+    """Train a table of logits by plain gradient descent; return it, and what `run` returned."""
     table = inputs["logits"].clone().requires_grad_()
     asked = list[Any]()
 
-    def new_log_probs(rows: Any) -> torch.Tensor:
+    def logits_of(rows: Any) -> torch.Tensor:
         asked.append(rows)
-        return minippo.token_log_probs(table[rows], inputs["tokens"][rows])
+        return table[torch.arange(len(inputs["mask"]))[rows] % len(table)]
 
-    # In the order of the rows: a mistake may depend on the order, and is then still known.
-    torch_order, order = patch("torch.randperm", torch.arange), patch("random.shuffle")
-    with torch_order, order, torch.random.fork_rng(devices=[]):
-        try:
-            function(
-                new_log_probs,
-                partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]),
-                torch.optim.SGD([table], lr=inputs["learning_rate"]),
-                inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
-                epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
-            )  # fmt: skip
-        except RuntimeError as error:
-            if "a second time" in str(error):
-                says = "backward met log-probs that were measured before the last step"
-                raise RuntimeError(f"{says}: ask new_log_probs for each minibatch") from None
-            raise
-    return table.detach() if asked else ...
+    said = _in_order(lambda: run(logits_of, torch.optim.SGD([table], lr=inputs["learning_rate"])))
+    return table.detach() if asked else ..., said
+
+
+def _call_epochs(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Return the table of logits after some epochs of PPO."""
+
+    def run(logits_of: Callable[..., torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+        function(
+            lambda rows: minippo.token_log_probs(logits_of(rows), inputs["tokens"][rows]),
+            partial(minippo.clipped_surrogate, clip_range=inputs["clip_range"]), optimizer,
+            inputs["old_log_probs"], inputs["advantages"], inputs["mask"],
+            epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
+        )  # fmt: skip
+
+    return _trained(inputs, run)[0]
 
 
 def _epochs_cases(draw: Draw) -> Iterator[Case]:
@@ -277,6 +310,8 @@ def _epochs_cases(draw: Draw) -> Iterator[Case]:
         "one response per minibatch": {"minibatch_size": 1},
         "another epsilon": {"clip_range": 0.1},
     }
+    if draw.batch > 2:
+        changes["a shorter last minibatch"] = {"minibatch_size": draw.batch - 1}
     for note, change in changes.items():
         logits, tokens = draw.logits(), draw.tokens()
         yield draw.case(
@@ -292,4 +327,69 @@ ppo_epochs = Check(
     definition=definitions.ppo_epochs,
     cases=_epochs_cases,
     call=_call_epochs,
+)
+
+
+def _call_fit(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Train a table of values by plain gradient descent; return the losses on the way."""
+    table = inputs["values"].clone().requires_grad_()
+    optimizer = torch.optim.SGD([table], lr=inputs["learning_rate"])
+    losses = _in_order(lambda: function(
+        lambda rows: table[rows], optimizer, inputs["returns"], inputs["mask"],
+        epochs=inputs["epochs"], minibatch_size=inputs["minibatch_size"],
+    ))  # fmt: skip
+    return torch.tensor([float(x) for x in losses]) if isinstance(losses, list) else losses
+
+
+def _fit_cases(draw: Draw) -> Iterator[Case]:
+    if draw.padding != "numbers" or draw.batch == 1:
+        return
+    size = (draw.batch, draw.time)
+    for note, epochs, n in (
+        ("two epochs", 2, draw.batch), ("three epochs", 3, draw.batch),
+        ("one response per minibatch", 2, 1),
+    ):  # fmt: skip
+        yield draw.case(
+            note, values=draw.floats(*size), returns=draw.floats(*size), mask=draw.mask,
+            epochs=epochs, minibatch_size=n, learning_rate=0.5,
+        )  # fmt: skip
+
+
+fit_values = Check(solutions.fit_values, definitions.fit_values, _fit_cases, call=_call_fit)
+
+
+def _call_sft(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Return the table of logits after an epoch of SFT, and the mean loss."""
+    given = {name: inputs[name] for name in ("tokens", "mask", "minibatch_size")}
+    table, mean = _trained(inputs, partial(function, **given))
+    if table is ... or mean is None or mean is ...:
+        return mean if mean is None else ...
+    mean = mean.detach() if isinstance(mean, torch.Tensor) else mean
+    return torch.cat([table.flatten(), torch.tensor([float(mean)])])
+
+
+def _sft_cases(draw: Draw) -> Iterator[Case]:
+    if draw.padding != "numbers" or draw.batch * draw.time * draw.vocab > 40 or draw.batch == 1:
+        return
+    sizes = {"one minibatch": draw.batch, "one row per minibatch": 1}
+    if draw.batch > 2:
+        sizes["a shorter last minibatch"] = draw.batch - 1
+    for note, size in sizes.items():
+        step: dict[str, Any] = {"minibatch_size": size, "learning_rate": 4.0}
+        logits, tokens, mask = draw.logits(), draw.tokens(), draw.mask
+        yield draw.case(note, logits=logits, tokens=tokens, mask=mask, **step)
+        same = {"tokens": tokens[:1] * draw.batch, "mask": mask[:1] * draw.batch}
+        yield draw.case(f"{note}, all rows the same", logits=logits[:1], **same, **step)
+
+
+def _returned(inputs: dict[str, Nested]) -> Nested:
+    return [False] * len(definitions.leaves(inputs["logits"])) + [True]
+
+
+sft_epoch = Check(
+    reference=solutions.sft_epoch,
+    definition=definitions.sft_epoch,
+    cases=_sft_cases,
+    call=_call_sft,
+    regions={"in the number returned": _returned},
 )

@@ -1,6 +1,7 @@
 """Checks of measures of reward hacking."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from minippo.checks import definitions, solutions
 from minippo.checks.engine.cases import Case, Draw
@@ -36,4 +37,28 @@ def _distinct_cases(draw: Draw) -> Iterator[Case]:
 
 distinct_n = Check(
     reference=solutions.distinct_n, definition=definitions.distinct_n, cases=_distinct_cases
+)
+
+
+def _responses_cases(draw: Draw) -> Iterator[Case]:
+    first, again, n = draw.tokens(), draw.tokens(), draw.batch
+    copied = [[a if m else b for a, b, m in zip(*rows, strict=True)]
+              for rows in zip(first, again, draw.mask, strict=True)]  # fmt: skip
+    twice: dict[str, Any] = {"tokens": [*first, *copied], "mask": draw.mask * 2}
+    yield draw.case("each response twice", **twice, group=2 * n)
+    yield draw.case("two groups", **twice, group=n)
+    yield draw.case("one response per prompt", **twice, group=1)
+    turned = [row[::-1] for row in first]
+    full = [[True] * draw.time] * (2 * n)
+    yield draw.case(
+        "the same words in another order", tokens=[*first, *turned], mask=full, group=2 * n
+    )
+    zeros: dict[str, Any] = {"tokens": [[0] * draw.time] * n, "mask": draw.mask}
+    yield draw.case("lengths differ, words do not", **zeros, group=n)
+
+
+distinct_responses = Check(
+    reference=solutions.distinct_responses,
+    definition=definitions.distinct_responses,
+    cases=_responses_cases,
 )

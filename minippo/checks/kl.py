@@ -102,19 +102,3 @@ AdaptiveKL = Check(
     cases=_adaptive_cases,
     call=coefficients,
 )
-
-
-def _penalty_cases(draw: Draw) -> Iterator[Case]:
-    for target in (0.01, 0.5):
-        for kls in _kls(draw, target):
-            yield draw.case(coef=1.0, target=target, kls=kls, n_episodes=64)
-    wide = [0.5 * factor for factor in (1.75, 1.75, 0.6, 0.6)]
-    yield draw.case("between the thresholds", coef=1.0, target=0.5, kls=wide, n_episodes=64)
-
-
-PenaltyKL = Check(
-    reference=minippo.PenaltyKL,
-    definition=definitions.penalty_kl,
-    cases=_penalty_cases,
-    call=coefficients,
-)

@@ -4,11 +4,27 @@ import math
 from collections.abc import Iterator
 
 import minippo
-from minippo.checks import definitions
+from minippo.checks import definitions, solutions
 from minippo.checks.engine.cases import Case, Draw, each
 from minippo.checks.engine.check import Check
 
 LARGE = "as many tokens as GPT-2 has"
+
+
+def _sample_cases(draw: Draw) -> Iterator[Case]:
+    for _ in range(4):
+        logits = draw.floats(draw.batch, draw.vocab)
+        p = [[math.exp(x) for x in definitions.log_softmax(row)] for row in logits]
+        yield draw.case(probabilities=p, darts=draw.floats(draw.batch, low=0.0, high=0.99))
+    p = [[0.0, 0.5, 0.25, 0.25]] * 2
+    yield draw.case("a dart on a boundary", robust=True, probabilities=p, darts=[0.0, 0.5])
+    p = [[0.5, 0.4998]]
+    yield draw.case("a sum just below 1", robust=True, probabilities=p, darts=[0.9999])
+
+
+sample_tokens = Check(
+    reference=solutions.sample_tokens, definition=definitions.sample_tokens, cases=_sample_cases
+)
 
 
 def _token_log_probs_cases(draw: Draw) -> Iterator[Case]:

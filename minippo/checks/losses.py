@@ -1,10 +1,15 @@
 """Checks of the losses."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
 
 import minippo
-from minippo.checks import definitions
+from minippo.checks import definitions, solutions
 from minippo.checks.engine.cases import Case, Draw, Nested, each
 from minippo.checks.engine.check import Check
 from minippo.checks.engine.describe import Region
@@ -206,8 +211,49 @@ reinforce_loss = Check(
 )
 
 
+def _call_learn(function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Teach a table of logits what was drawn beforehand; return the curve, then the table."""
+    table, drawn = inputs["logits"].clone().requires_grad_(), inputs["drawn"]
+    rounds = itertools.cycle(drawn)
+
+    def sample() -> tuple[Tensor, Tensor]:
+        answers = next(rounds)
+        return answers, table.log_softmax(0)[answers]
+
+    optimizer = torch.optim.SGD([table], inputs["learning_rate"])
+    keywords = {"steps": len(drawn), "baseline": inputs["baseline"]}
+    try:
+        curve = function(sample, lambda answers: inputs["scores"][answers], optimizer, **keywords)
+    except RuntimeError as error:
+        if "a second time" in str(error):
+            says = "backward met log-probs of an earlier step: call sample() in each step"
+            raise RuntimeError(says) from None
+        raise
+    if not isinstance(curve, list | Tensor):
+        return curve
+    return torch.cat([torch.as_tensor(curve).detach().reshape(-1), table.detach()])
+
+
+def _learn_cases(draw: Draw) -> Iterator[Case]:
+    n = draw.time + 1
+    for note, steps, baseline in (
+        ("one step", 1, 0.0), ("three steps", 3, 0.0),
+        ("a baseline", 3, 0.5), ("a baseline far below the scores", 2, -4.0),
+    ):  # fmt: skip
+        drawn = [[draw.random.randrange(draw.vocab) for _ in range(n)] for _ in range(steps)]
+        yield draw.case(
+            note, logits=draw.floats(draw.vocab), drawn=drawn, scores=draw.floats(draw.vocab),
+            baseline=baseline, learning_rate=0.5,
+        )  # fmt: skip
+
+
+learn = Check(
+    reference=solutions.learn, definition=definitions.learn, cases=_learn_cases, call=_call_learn
+)
+
+
 def _sft_cases(draw: Draw) -> Iterator[Case]:
-    for _ in range(3):
+    for _ in range(3 if draw.batch > 1 else 0):  # one token shifted away would leave none
         yield draw.case(logits=draw.tokens_of(draw.logits()), tokens=draw.tokens(), mask=draw.mask)
 
 

@@ -2,19 +2,32 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, where
 
-from minippo import entropy, masked_mean, probability_ratio
+from minippo import entropy, masked_mean, probability_ratio, reinforce_loss, sft_loss, value_loss
 from minippo.responses import response_mask
 
 __all__ = [
-    "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "entropy_bonus",
-    "first_ratio_error", "learning_rates", "mean_minus_variance", "optimal_policy", "ppo_epochs",
-    "response_mask", "sequence_ratio", "training_memory",
+    "accumulated_loss", "best_of_n_mean", "combined_loss", "distinct_n", "distinct_responses",
+    "entropy_bonus", "first_ratio_error", "fit_values", "learn", "learning_rates",
+    "mean_minus_variance", "optimal_policy", "ppo_epochs", "response_mask", "sample_tokens",
+    "sequence_ratio", "sft_epoch", "training_memory",
 ]  # fmt: skip
+
+
+def sample_tokens(
+    probabilities: Float[Tensor, "batch vocab"], darts: Float[Tensor, " batch"]
+) -> Int[Tensor, " batch"]:
+    """Return the token on whose stretch of [0, 1) each dart lands: inverse-CDF sampling.
+
+    The darts are scaled to the sum, because rounding may leave it below 1.
+    """
+    ends = probabilities.cpu().double().cumsum(-1)
+    return (ends <= darts.cpu().unsqueeze(-1) * ends[:, -1:]).sum(-1)
 
 
 def mean_minus_variance(
@@ -25,6 +38,20 @@ def mean_minus_variance(
     Mean over the members minus coef times their population variance (Coste et al. 2023).
     """
     return scores.mean(0) - coef * scores.var(0, correction=0)
+
+
+def calibration(
+    difference: Float[Tensor, " pairs"],
+    first_won: Float[Tensor, " pairs"],
+    edges: Float[Tensor, " edges"],
+) -> Float[Tensor, "3 bins"]:
+    """Per bin of how sure a reward model is: how sure, how often right, its share of the pairs."""
+    sure = difference.abs().sigmoid()
+    right = 0.5 + difference.sign() * (first_won - 0.5)
+    inside = torch.bucketize(sure, edges) == torch.arange(len(edges) + 1).unsqueeze(1)
+    n = inside.sum(1)
+    sums = torch.stack([(inside * x).sum(1) for x in (sure, right)])
+    return torch.cat([sums / n.clamp(min=1), n[None] / len(sure)])
 
 
 def sequence_ratio(
@@ -57,15 +84,9 @@ def entropy_bonus(
 
 
 def combined_loss(
-    policy_loss: Float[Tensor, ""],
-    value_loss: Float[Tensor, ""],
-    entropy: Float[Tensor, ""],
-    kl: Float[Tensor, ""],
-    *,
-    c1: float,
-    c2: float,
-    c3: float,
-) -> Float[Tensor, ""]:
+    policy_loss: Float[Tensor, ""], value_loss: Float[Tensor, ""], entropy: Float[Tensor, ""],
+    kl: Float[Tensor, ""], *, c1: float, c2: float, c3: float,
+) -> Float[Tensor, ""]:  # fmt: skip
     """The loss that PPO for language models minimises: a sum of four terms.
 
     Schulman et al. 2017, eq. 9, with the sign turned, plus the KL to the reference.
@@ -118,6 +139,15 @@ def distinct_n(
     return torch.tensor(len(set(grams)) / max(len(grams), 1))
 
 
+def distinct_responses(
+    tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], group: int
+) -> Float[Tensor, " prompts"]:
+    """How many of each prompt's `group` responses differ; rows in a row answer one prompt."""
+    texts = [tuple(row[real].tolist()) for row, real in zip(tokens, mask, strict=True)]
+    starts = range(0, len(texts), group)
+    return torch.tensor([float(len(set(texts[i : i + group]))) for i in starts])
+
+
 def training_memory(
     billions: Float[Tensor, " models"], trained: Bool[Tensor, " models"], *, weight_bytes: int
 ) -> Float[Tensor, " models"]:
@@ -129,6 +159,27 @@ def training_memory(
     master = 4 if weight_bytes < 4 else 0
     learning = 2 * weight_bytes + 8 + master
     return billions * where(trained, learning, weight_bytes)
+
+
+def learn(
+    sample: Callable[[], tuple[Any, Float[Tensor, " answers"]]],
+    score: Callable[[Any], Float[Tensor, " answers"]], optimizer: torch.optim.Optimizer, *,
+    steps: int, baseline: float = 0.0,
+) -> list[float]:  # fmt: skip
+    """REINFORCE with a baseline: returns the mean score of each step (Williams 1992).
+
+    `sample()` writes answers with the policy as it is now, and gives their log-probs.
+    """
+    curve = []
+    for _ in range(steps):
+        answers, log_probs = sample()
+        scores = score(answers)
+        loss = reinforce_loss(log_probs, scores - baseline).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        curve.append(float(scores.mean()))
+    return curve
 
 
 def learning_rates(
@@ -167,16 +218,11 @@ def first_ratio_error(
 
 
 def ppo_epochs(
-    new_log_probs: Callable[[Tensor], Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    old_log_probs: Float[Tensor, "batch time"],
-    advantages: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    *,
-    epochs: int,
+    new_log_probs: Callable[[Tensor], Tensor], loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer, old_log_probs: Float[Tensor, "batch time"],
+    advantages: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], *, epochs: int,
     minibatch_size: int,
-) -> None:
+) -> None:  # fmt: skip
     """Several passes over the same responses, in shuffled minibatches, a step for each.
 
     `new_log_probs(rows)` measures these rows now; `loss(ratio, advantages)` is one per token.
@@ -188,3 +234,35 @@ def ppo_epochs(
             optimizer.zero_grad()
             mean.backward()
             optimizer.step()
+
+
+def fit_values(
+    values_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    returns: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"],
+    *, epochs: int, minibatch_size: int,
+) -> list[float]:  # fmt: skip
+    """Pull values towards returns; the loss before each step. `values_of(rows)` measures now."""
+    losses = []
+    for _ in range(epochs):
+        for rows in torch.randperm(len(mask)).split(minibatch_size):
+            loss = masked_mean(value_loss(values_of(rows), returns[rows]), mask[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses
+
+
+def sft_epoch(
+    logits_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], *, minibatch_size: int,
+) -> float:  # fmt: skip
+    """One pass over demonstrations, a step for each minibatch; return the mean of their losses."""
+    losses = []
+    for rows in torch.randperm(len(mask)).split(minibatch_size):
+        loss = sft_loss(logits_of(rows), tokens[rows], mask[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return sum(losses) / len(losses)

@@ -2,6 +2,7 @@
 
 from minippo.course.mine import FUNCTIONS, minippos, whose
 from minippo.course.progress import progress
+from minippo.course.size import fewer, rounding
 from minippo.course.start import start
 from minippo.course.told import reveal, show
 
@@ -11,4 +12,7 @@ STORY = (
     " The waiter was a little grumpy, but the ham was heavenly. It was worth every penny.",
 )
 
-__all__ = ["FUNCTIONS", "STORY", "minippos", "progress", "reveal", "show", "start", "whose"]
+__all__ = [
+    "FUNCTIONS", "STORY", "fewer", "minippos", "progress", "reveal", "rounding", "show", "start",
+    "whose",
+]  # fmt: skip

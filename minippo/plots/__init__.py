@@ -7,12 +7,12 @@ explorer of the same name.
 
 from minippo.plots._base import COLOURS, STYLES, Picture, Shown, folded, png, show, tidy
 from minippo.plots.alternatives import grouped_bars, preference_loss
+from minippo.plots.baseline import Baseline
 from minippo.plots.bugs import (
     UNDECIDED,
     BugCurves,
     Rows,
     Symptom,
-    bug_curves,
     bug_curves_panels,
     bug_scores,
     logged_and_true_kl,
@@ -29,16 +29,14 @@ from minippo.plots.clipping import (
     token_ratios,
 )
 from minippo.plots.combined_loss import CombinedLoss, combined_loss, combined_loss_panels
-from minippo.plots.controllers import KLController, kl_controller
-from minippo.plots.credit import Credit, credit, credit_panels, credit_rows, surprises, token_truth
-from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, pipeline_alt, ppo_step, ppo_step_alt
+from minippo.plots.controllers import KLController
+from minippo.plots.credit import Credit, credit_panels, credit_rows, surprises, token_truth
+from minippo.plots.diagrams import Pipeline, PPOStep, pipeline, ppo_step, ppo_step_alt
 from minippo.plots.distributions import (
     KLTwoWays,
     NextToken,
+    darts,
     kl_estimators,
-    kl_two_ways,
-    kl_two_ways_panels,
-    next_token,
     next_token_panels,
 )
 from minippo.plots.microscope import (
@@ -56,83 +54,20 @@ from minippo.plots.rewards import (
     over_optimisation,
     over_optimisation_panels,
 )
-from minippo.plots.runs import History, TrainingRun, health, training_run, training_run_panels
+from minippo.plots.runs import History, TrainingRun, health, training_run
 from minippo.plots.seeds import each_seed, over_seeds
 from minippo.plots.simple import bars, lines, two_lines
 
 __all__ = [
-    "COLOURS",
-    "QUANTITIES",
-    "STYLES",
-    "UNDECIDED",
-    "BugCurves",
-    "ClipOrPenalty",
-    "Clipping",
-    "CombinedLoss",
-    "Credit",
-    "Frontier",
-    "History",
-    "KLController",
-    "KLTwoWays",
-    "NextToken",
-    "OverOptimisation",
-    "PPOStep",
-    "Picture",
-    "Pipeline",
-    "Points",
-    "Replay",
-    "Rows",
-    "Shown",
-    "Symptom",
-    "TokenMicroscope",
-    "TrainingRun",
-    "bars",
-    "bug_curves",
-    "bug_curves_panels",
-    "bug_scores",
-    "clip_or_penalty",
-    "clip_or_penalty_panels",
-    "clipping",
-    "clipping_panels",
-    "combined_loss",
-    "combined_loss_panels",
-    "credit",
-    "credit_panels",
-    "credit_rows",
-    "each_seed",
-    "folded",
-    "frontier",
-    "grouped_bars",
-    "health",
-    "kl_controller",
-    "kl_estimators",
-    "kl_two_ways",
-    "kl_two_ways_panels",
-    "lines",
-    "logged_and_true_kl",
-    "next_token",
-    "next_token_panels",
-    "over_optimisation",
-    "over_optimisation_panels",
-    "over_seeds",
-    "pipeline",
-    "pipeline_alt",
-    "png",
-    "ppo_step",
-    "ppo_step_alt",
-    "preference_loss",
-    "replay",
-    "replay_panels",
-    "show",
-    "surprises",
-    "symptom_table",
-    "symptoms",
-    "tidy",
-    "token_microscope",
-    "token_microscope_panels",
-    "token_ratios",
-    "token_truth",
-    "training_run",
-    "training_run_panels",
-    "two_lines",
-]
+    "COLOURS", "QUANTITIES", "STYLES", "UNDECIDED", "Baseline", "BugCurves", "ClipOrPenalty",
+    "Clipping", "CombinedLoss", "Credit", "Frontier", "History", "KLController", "KLTwoWays",
+    "NextToken", "OverOptimisation", "PPOStep", "Picture", "Pipeline", "Points", "Replay", "Rows",
+    "Shown", "Symptom", "TokenMicroscope", "TrainingRun", "bars", "bug_curves_panels", "bug_scores",
+    "clip_or_penalty", "clip_or_penalty_panels", "clipping", "clipping_panels", "combined_loss",
+    "combined_loss_panels", "credit_panels", "credit_rows", "darts", "each_seed", "folded",
+    "frontier", "grouped_bars", "health", "kl_estimators", "lines", "logged_and_true_kl",
+    "next_token_panels", "over_optimisation", "over_optimisation_panels", "over_seeds", "pipeline",
+    "png", "ppo_step", "ppo_step_alt", "preference_loss", "replay", "replay_panels", "show",
+    "surprises", "symptom_table", "symptoms", "tidy", "token_microscope", "token_microscope_panels",
+    "token_ratios", "token_truth", "training_run", "two_lines",
+]  # fmt: skip

@@ -104,16 +104,6 @@ class BugCurves(Picture):
         return f"{says} Yes, “{bug}”: {self._explains[bug]}"
 
 
-def bug_curves(rows: Rows, bug: str, *, seed: int = 0) -> Figure:
-    """Plot eight curves of one run with a bug against the range of the healthy runs (grey).
-
-    What to see: which curves leave the grey, and that the score may stay in it.
-    """
-    picture = BugCurves(rows, {bug: ""})
-    picture.move(seed=seed)
-    return picture.figure
-
-
 def bug_curves_panels(
     rows: Rows,
     bugs: Sequence[str],

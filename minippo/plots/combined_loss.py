@@ -14,6 +14,7 @@ WORDS = ("good", "fine", "bad", "odd", "!")
 Z = torch.tensor([0.8, 0.5, 0.0, -0.6, -1.2], dtype=torch.float64)  # the policy's logits
 REFERENCE = torch.tensor([0.0, 0.5, 0.4, -0.2, -0.8], dtype=torch.float64)
 CHOSEN = 0  # "good" was sampled
+REACHES = (0.1, 0.5, 1.7)  # of the axis
 TERMS = (("policy", "policy"), ("entropy", "entropy"), ("KL to reference", "kl"))
 
 
@@ -37,7 +38,7 @@ class CombinedLoss(Picture):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         axes = figure.subplots()
         tidy(axes, x="token", y="push on its logit")
-        axes.set(xlim=(-0.6, 4.6), ylim=(-1.6, 1.6))
+        axes.set(xlim=(-0.6, 4.6))
         axes.set_xticks(range(5), [*(f'"{word}"' for word in WORDS)])
         axes.axhline(0, color="black", lw=0.8)
         self._bars = list[Any]()
@@ -57,6 +58,11 @@ class CombinedLoss(Picture):
         for bar, x in zip(self._bars, table.flatten().tolist(), strict=True):
             bar.set_height(x)
         self._sum.set_data(range(5), table.sum(0).numpy())
+        longest = max(float(x.abs().max()) for x in (table, table.sum(0)))
+        reach = next((x for x in REACHES if longest < 0.7 * x), REACHES[-1])
+        if self.figure.axes[0].get_ylim()[1] != reach:  # the axis follows: small pushes are seen
+            self.figure.axes[0].set_ylim(-reach, reach)
+            self._background = None
         policy, bonus, kl = (x + 0.0 for x in table[:, CHOSEN].tolist())
         parts = f"policy {policy:+.2f}, entropy {bonus:+.2f}, KL {kl:+.2f}"
         settings = f"A = {advantage:+.2f}, c2 = {c2:.2f}, c3 = {c3:.2f}"

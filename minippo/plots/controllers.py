@@ -27,7 +27,12 @@ def drift(
 
 
 class KLController(Picture):
-    """KL and its target (left), the coefficient (right), over steps."""
+    """KL and its target (left), the coefficient (right), over steps: Ziegler et al. 2019, 2.2.
+
+    The policy is simulated by one line (see `drift`). What to see: the coefficient climbs while
+    the KL is above its target and falls while it is below; a short horizon reacts fast and
+    overshoots; a long one lets the KL run first.
+    """
 
     def __init__(self) -> None:
         figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -54,15 +59,3 @@ class KLController(Picture):
             f"episodes the KL is {kls[-1]:.1f} (highest {max(kls):.1f}) and the coefficient "
             f"{coefs[-1]:.2f}."
         )
-
-
-def kl_controller(*, target: float = 4.0, horizon: int = 1000) -> Figure:
-    """Plot the adaptive controller (Ziegler et al. 2019, sec. 2.2) against a drifting policy.
-
-    The policy is simulated by one line (see `drift`). What to see: the coefficient climbs while
-    the KL is above its target and falls while it is below; a short horizon reacts fast and
-    overshoots; a long one lets the KL run first.
-    """
-    picture = KLController()
-    picture.move(target=target, horizon=horizon)
-    return picture.figure

@@ -22,10 +22,16 @@ def ink(share: float) -> str:
     return "white" if share < -5 / 9 or share > 7 / 9 else "black"
 
 
-def credit_table(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
-    """[5, time]: reward, value, TD error, advantage and Monte-Carlo return per token."""
-    r, v = (x.cpu().double().unsqueeze(0) for x in (rewards, values))
+def credit_table(rewards: Tensor, values: Tensor | None, gamma: float, lam: float) -> Tensor:
+    """[5, time]: reward, value, TD error, advantage and return per token.
+
+    Without values, [2, time]: reward and return.
+    """
+    r = rewards.cpu().double().unsqueeze(0)
     mask = torch.ones_like(r).bool()
+    if values is None:
+        return torch.cat([r, monte_carlo_returns(r, mask, gamma=gamma)])
+    v = values.cpu().double().unsqueeze(0)
     parts = [
         r,
         v,
@@ -39,25 +45,30 @@ def credit_table(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> T
 class Credit(Picture):
     """A heat strip under the words of a response, one row per quantity."""
 
-    def __init__(self, words: Sequence[str], rewards: Tensor, values: Tensor) -> None:
+    def __init__(self, words: Sequence[str], rewards: Tensor, values: Tensor | None = None) -> None:
         """One response: its words, and [time] rewards and values."""
         self._rewards, self._values, time = rewards, values, len(words)
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        names, fix = (ROWS[::4], 1) if values is None else (ROWS, 2)
+        figure = Figure(figsize=(9, 1.4 + 0.4 * len(names)), layout="constrained")
         axes = figure.subplots()
-        top = max(1.0, float(rewards.abs().sum()), float(values.abs().max()))
+        guessed = 0.0 if values is None else float(values.abs().max())
+        top = max(1.0, float(rewards.abs().sum()), guessed)
         heat: dict[str, Any] = {"cmap": HEAT, "vmin": -top, "vmax": top, "aspect": "auto"}
-        fixed = credit_table(rewards, values, 1.0, 1.0)[:2]  # rewards and values do not change
-        axes.imshow(fixed.numpy(), extent=(-0.5, time - 0.5, 1.5, -0.5), **heat)
-        self._image = axes.imshow(fixed.numpy(), extent=(-0.5, time - 0.5, 4.5, 1.5), **heat)
-        axes.set(ylim=(4.5, -0.5))
-        axes.set_yticks(range(5), ROWS)
+        fixed = credit_table(rewards, values, 1.0, 1.0)[:fix]  # rewards and values do not change
+        edges = (-0.5, time - 0.5)
+        axes.imshow(fixed.numpy(), extent=(*edges, fix - 0.5, -0.5), **heat)
+        self._image = axes.imshow(
+            fixed.numpy(), extent=(*edges, len(names) - 0.5, fix - 0.5), **heat
+        )
+        axes.set(ylim=(len(names) - 0.5, -0.5))
+        axes.set_yticks(range(len(names)), names)
         axes.set_xticks(range(time), words, rotation=40, ha="right", fontsize=9)
         axes.set_xlabel("token of the response")
         axes.spines[:].set_visible(False)
         centred: dict[str, Any] = {"zorder": 3, **_middle(time)}
-        cells = [axes.text(t, i, "", **centred) for i in range(5) for t in range(time)]
-        self._top, self._cells = top, cells[2 * time :]
-        self._write(cells[: 2 * time], fixed)
+        cells = [axes.text(t, i, "", **centred) for i in range(len(names)) for t in range(time)]
+        self._top, self._cells, self._fix = top, cells[fix * time :], fix
+        self._write(cells[: fix * time], fixed)
         super().__init__(figure, [self._image, *self._cells])
 
     def _write(self, cells: Sequence[Text], numbers: Tensor) -> None:
@@ -68,28 +79,17 @@ class Credit(Picture):
     def move(self, *, gamma: float = 1.0, lam: float = 0.95) -> str:
         """Show the credit for this discount and this lambda."""
         table = credit_table(self._rewards, self._values, gamma, lam)
-        self._image.set_data(table[2:].numpy())
-        self._write(self._cells, table[2:])
+        self._image.set_data(table[self._fix :].numpy())
+        self._write(self._cells, table[self._fix :])
+        if self._values is None:
+            first, *_, end = table[1].tolist()
+            return f"gamma {gamma:.2f}: return {first:.2f} at the first token, {end:.2f} at EOS."
         last, reach = table.shape[1] - 1, (gamma * lam) ** (table.shape[1] - 1)
         return (
             f"gamma {gamma:.2f}, lambda {lam:.2f}: advantage {table[3, 0] + 0.0:+.2f} at the first "
             f"token, {table[3, last] + 0.0:+.2f} at the last; the last TD error counts "
             f"{reach:.2f} at the first token."
         )
-
-
-def credit(
-    words: Sequence[str], rewards: Tensor, values: Tensor, *, gamma: float = 1.0, lam: float = 0.95
-) -> Figure:
-    """Plot reward, value, TD error, advantage and return per token of one response.
-
-    What to see: the score is paid at the last token. With lam = 1 it reaches every token
-    directly; with lam = 0 only through the values. Each advantage is its TD error plus
-    gamma * lam times the advantage to its right.
-    """
-    picture = Credit(words, rewards, values)
-    picture.move(gamma=gamma, lam=lam)
-    return picture.figure
 
 
 def credit_panels(

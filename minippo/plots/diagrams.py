@@ -43,6 +43,7 @@ class Diagram(Picture):
     BOXES: ClassVar[Mapping[str, Box]]
     ARROWS: ClassVar[Sequence[Sequence[tuple[float, float]]]]
     BANDS: ClassVar[Mapping[str, tuple[float, float, float, float, str]]]
+    NOTES: ClassVar[Mapping[str, tuple[float, float]]] = {}  # beside an arrow, at (left, bottom)
 
     def __init__(self) -> None:
         figure = Figure(figsize=self.SIZE)
@@ -53,6 +54,8 @@ class Diagram(Picture):
         for x0, y0, x1, y1, title in self.BANDS.values():
             axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color=BAND, lw=0, zorder=0))
             axes.text(x0 + 0.06, y0 + 0.06, title, fontsize=10, va="top", weight="bold", zorder=1)
+        for note, (x, y) in self.NOTES.items():
+            axes.text(x, y, note, fontsize=9, va="bottom", color=QUIET, zorder=1)
         for path in self.ARROWS:
             *_, last, end = path
             axes.plot(*zip(*path, strict=True), color=LINE, lw=1.3, zorder=1)
@@ -216,7 +219,9 @@ class PPOStep(Diagram):
             "The entropy bonus keeps the policy from narrowing."),
         "evaluate": Box(4, 3, "policy reads\na minibatch", "policy",
             "The policy, as it is now, reads a minibatch of the responses again."),
-        "loss": Box(1, 4, "loss", "mixed", "One loss adds the three with c1 and c2."),
+        "loss": Box(1, 4, "loss", "mixed",
+            "One loss adds four terms: the clipped loss, c1 times the value loss, minus c2 times "
+            "the entropy, and c3 times a KL, where c3 is usually 0: the rewards pay for the KL."),
         "update": Box(4, 4, "gradient step", "policy",
             "One gradient step; after the last epoch the new policy answers new prompts."),
     }  # fmt: skip
@@ -241,7 +246,8 @@ class PPOStep(Diagram):
         *([(4, 3 - HIGH / 2), (4, 2.6), (x, 2.6), (x, 3 - HIGH / 2)] for x in (0.15, 2.15)),
         [(0, 3 + HIGH / 2), (0, 4), (1 - WIDE / 2, 4)],
         _down(1, 3, 4),
-        [(3, 3 + HIGH / 2), (3, 3.5), (1.2, 3.5), (1.2, 4 - HIGH / 2)],
+        [(3, 3 + HIGH / 2), (3, 3.45), (1.1, 3.45), (1.1, 4 - HIGH / 2)],
+        [(3.8, 3 + HIGH / 2), (3.8, 3.6), (1.25, 3.6), (1.25, 4 - HIGH / 2)],
         _right(4, 1, 4),
         _up(4, 4, 3),
         [(4 + WIDE / 2, 4), (4.75, 4), (4.75, -0.5), (1, -0.5), (1, -HIGH / 2)],
@@ -251,6 +257,7 @@ class PPOStep(Diagram):
         "credit": (-0.5, 1.46, 4.9, 2.42, "credit"),
         "learn": (-0.5, 2.46, 4.9, 4.45, "learn"),
     }
+    NOTES: ClassVar = {"c3 · KL (usually 0)": (1.5, 3.85)}
 
 
 def pipeline(lit: Lit = ()) -> Figure:
@@ -263,11 +270,6 @@ def pipeline(lit: Lit = ()) -> Figure:
     picture = Pipeline()
     picture.move(lit=lit)
     return picture.figure
-
-
-def pipeline_alt(lit: Lit = ()) -> str:
-    """Return the alternative text of `pipeline(lit)`."""
-    return _alt("Three stages in boxes and arrows", Pipeline, lit)
 
 
 def ppo_step(lit: Lit = (), *, have: Lit | None = None) -> Figure:

@@ -1,6 +1,6 @@
 """Pictures of distributions: the next token under temperature, and KL between two."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ SIZES = (1, 4, 16, 64, 256)
 class NextToken(Picture):
     """Bars of the likeliest next tokens at one position and temperature."""
 
-    def __init__(self, logits: Tensor, words: Sequence[str]) -> None:
+    def __init__(self, logits: Tensor, words: Sequence[str], *, show_entropy: bool = True) -> None:
         """`logits` [time, vocab] may be replaced; `words` names the whole vocabulary."""
-        self.logits, self._words = logits, words
+        self.logits, self._words, self._show_entropy = logits, words, show_entropy
         figure = Figure(figsize=(9, 3.6))
         figure.subplots_adjust(left=0.08, right=0.98, top=0.96, bottom=0.27)  # room for words
         axes = figure.subplots()
@@ -49,29 +49,34 @@ class NextToken(Picture):
             shown = i < len(top.values)
             self._bars[i].set_height(float(top.values[i]) if shown else 0.0)
             self._names[i].set_text(drawable(self._words[int(top.indices[i])]) if shown else "")
+        likeliest, share = self._words[int(top.indices[0])], float(top.values[0])
+        said = f"Position {position}, temperature {temperature:.2f}: {likeliest!r} is likeliest "
+        if not self._show_entropy:
+            return f"{said}with {share:.2f}."
         h = float(entropy(z, temperature=temperature))
         level = float(torch.tensor(-h).exp())
         self._level.set_data([-0.6, MOST - 0.4], [level, level])
         self._note.set_text(f"entropy {h:.2f} nats (dashed: exp(-H) = {level:.2f})")
-        likeliest, share = self._words[int(top.indices[0])], float(top.values[0])
-        return (
-            f"Position {position}, temperature {temperature:.2f}: {likeliest!r} is likeliest with "
-            f"{share:.2f}; entropy {h:.2f} of at most {float(torch.tensor(len(p)).log()):.2f} nats."
-        )
+        most = float(torch.tensor(len(p)).log())
+        return f"{said}with {share:.2f}; entropy {h:.2f} of at most {most:.2f} nats."
 
 
-def next_token(
-    logits: Tensor, words: Sequence[str], *, position: int = 0, temperature: float = 1.0
-) -> Figure:
-    """Plot a language model's likeliest next tokens at a position, and the entropy.
+def darts(stretches: Mapping[str, float], thrown: Sequence[float]) -> Figure:
+    """Plot probabilities end to end from 0 to 1, and the darts thrown at them.
 
-    `logits` [time, vocab] as returned by `rollout.evaluate`; `words` names each token. What to see:
-    a temperature below 1 sharpens, above 1 flattens; the entropy over the whole vocabulary says by
-    how much. Many models are certain at most positions and undecided at a few.
+    What to see: the longer a token's stretch, the more darts it catches.
     """
-    picture = NextToken(logits, words)
-    picture.move(position=position, temperature=temperature)
-    return picture.figure
+    figure = Figure(figsize=(9, 1.8), layout="constrained")
+    axes, start = figure.subplots(), 0.0
+    for word, p in stretches.items():
+        axes.barh(0, p, left=start, color=COLOURS["old"], edgecolor="black", lw=2)
+        axes.text(start + p / 2, -0.62, word, ha="center", va="center")
+        start += p
+    axes.plot(thrown, [0.6] * len(thrown), "v", color="black", ms=10)
+    axes.set(xlim=(0, 1), ylim=(-0.9, 0.9))
+    axes.set_yticks([0.6, 0, -0.62], ["dart", "stretch", "token"])
+    tidy(axes, x="probabilities, end to end")
+    return figure
 
 
 def next_token_panels(
@@ -80,6 +85,7 @@ def next_token_panels(
     *,
     position: int = 0,
     temperatures: Sequence[float] = (0.5, 1.0, 2.0),
+    show_entropy: bool = True,
 ) -> Figure:
     """Plot one position at several temperatures side by side, with the same token order.
 
@@ -94,14 +100,21 @@ def next_token_panels(
         axes.bar(range(len(order)), (z / t).softmax(-1)[order].numpy(), color=COLOURS["policy"])
         names = [words[int(i)] for i in order]
         axes.set_xticks(range(len(order)), names, rotation=60, ha="right", fontsize=9)
-        axes.set_title(f"temperature {t:g}: {float(entropy(z, temperature=t)):.2f} nats")
+        nats = f": {float(entropy(z, temperature=t)):.2f} nats" if show_entropy else ""
+        axes.set_title(f"temperature {t:g}{nats}")
         tidy(axes)
     figure.axes[0].set_ylabel("probability")
     return figure
 
 
 class KLTwoWays(Picture):
-    """Two distributions over five tokens, KL in both directions, k1 to k3 over sample size."""
+    """Two distributions over five tokens, the KL in both directions, and its three estimators.
+
+    The points are exact means over tokens sampled from p, the bars exact standard deviations of
+    averages of n tokens. What to see: the two directions differ; k1 and k3 are on the exact
+    KL(p || q) (the line), k2 is beside it. k1 spreads most when q is near, k3 when it is far;
+    single values of k1 may be negative.
+    """
 
     WORDS = ("good", "fine", "bad", "odd", "!")
     Z = torch.tensor([0.9, 0.5, 0.0, -0.6, -1.2], dtype=torch.float64)
@@ -159,19 +172,6 @@ class KLTwoWays(Picture):
         )
 
 
-def kl_two_ways(*, shift: float = 1.5, sharpen: float = 1.0) -> Figure:
-    """Plot two distributions, the KL in both directions, and its three estimators.
-
-    The points are exact means over tokens sampled from p, the bars exact standard deviations of
-    averages of n tokens. What to see: the two directions differ; k1 and k3 are on the exact
-    KL(p || q) (the line), k2 is beside it. k1 spreads most when q is near, k3 when it is far;
-    single values of k1 may be negative.
-    """
-    picture = KLTwoWays()
-    picture.move(shift=shift, sharpen=sharpen)
-    return picture.figure
-
-
 def kl_estimators() -> Figure:
     """Plot k1, k2 and k3 of one token over d, the log-ratio of policy and reference.
 
@@ -187,30 +187,4 @@ def kl_estimators() -> Figure:
     axes.set_ylim(-3, 8)
     axes.legend()
     tidy(axes, x="d: log-prob under the policy minus under the reference", y="nats")
-    return figure
-
-
-def kl_two_ways_panels(shifts: Sequence[float] = (0.25, 1.0, 2.5)) -> Figure:
-    """Plot k1, k2 and k3 for policies farther and farther away.
-
-    What to see: when near, all three agree and k1 spreads most; when far, k2 leaves the line and
-    k3 spreads most.
-    """
-    figure = Figure(figsize=(9, 2.9), layout="constrained")
-    ref = KLTwoWays.Z
-    for axes, shift in zip(figure.subplots(1, len(shifts)), shifts, strict=True):
-        z = ref + shift * torch.tensor([1.0, 0, 0, 0, -0.5], dtype=torch.float64)
-        p, log_p, log_q = z.softmax(-1), z.log_softmax(-1), ref.log_softmax(-1)
-        exact = float(exact_kl(z, ref))
-        axes.axhline(exact, color=COLOURS["kl"], lw=2)
-        for i, (name, marker) in enumerate(zip(ESTIMATORS, "o^s", strict=True)):
-            k = ESTIMATORS[name](log_p, log_q)
-            mean = float((p * k).sum())
-            sd = float((p * (k - mean) ** 2).sum().sqrt()) / 4  # of an average of 16 tokens
-            axes.errorbar([i], [mean], yerr=[sd], fmt=marker, color="black", capsize=3)
-        axes.set_xticks(range(3), ESTIMATORS)
-        axes.set_title(f"shift {shift:g}: KL {exact:.2f}")
-        axes.set_xlim(-0.6, 2.6)
-        tidy(axes)
-    figure.axes[0].set_ylabel("nats (16 tokens)")
     return figure

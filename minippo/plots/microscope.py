@@ -19,8 +19,13 @@ QUANTITIES = {
     "advantage": (0.0, "{:+.2f}"),
     "kl": (0.0, "{:+.2f}"),
     "entropy": (0.0, "{:.2f}"),
+    "log_prob": (0.0, "{:.2f}"),
+    "surprise": (0.0, "{:.2f}"),
 }
-NAMES = {"kl": "KL in nats", "entropy": "entropy in nats"}
+NAMES = {
+    "kl": "KL in nats", "entropy": "entropy in nats", "log_prob": "log-prob in nats",
+    "surprise": "surprise in nats",
+}  # fmt: skip
 ACROSS, LETTERS = 10, 11  # cells per line, letters per cell
 
 
@@ -31,7 +36,7 @@ class TokenMicroscope(Picture):
         """`records`: as made by `record.Recorder`, in any order.
 
         Each is a mapping with "step", "prompt", "tokens" (strings), and per token "ratio",
-        "advantage", "kl" (nats) and "entropy" (nats), or some of them; a "score" is shown, too.
+        "advantage", "kl", "entropy" and "log_prob" (nats), or some; a "score" is shown, too.
         """
         _check("TokenMicroscope", records)
         self._records = sorted(records, key=lambda record: record["step"])
@@ -78,8 +83,9 @@ class TokenMicroscope(Picture):
             fail("TokenMicroscope", "quantity", f"be one of {', '.join(self.quantities)}", quantity)
         tokens = [_written(token) for token in record["tokens"]]
         strip.write(tokens, record[quantity], quantity, self._tops[quantity])
+        step = "" if quantity == "log_prob" else f"step {record['step']}, "
         strip.title.set_text(
-            f"step {record['step']}, {_score(record, ': ')}"
+            f"{step}{_score(record, ': ')}"
             f"{NAMES.get(quantity, quantity)}, after {_cut(record['prompt'], 50)!r}"
         )
 

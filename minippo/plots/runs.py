@@ -166,31 +166,6 @@ def training_run(history: History, *, title: str = "", n_steps: int | None = Non
     return TrainingRun(history, title=title, n_steps=n_steps).figure
 
 
-def training_run_panels(runs: Mapping[str, History]) -> Figure:
-    """Plot several runs side by side, one column per run, on the same axes.
-
-    What to see: which curves leave the grey first; a rising score is no sign of health.
-    """
-    if not runs:
-        fail("training_run_panels", "runs", "hold at least one run", "none")
-    for name, history in runs.items():
-        _check(f"training_run_panels, run {name!r}", history)
-    figure = Figure(figsize=(9, 5.8), layout="constrained")
-    grid = figure.subplots(len(CURVES), len(runs), sharex="col", sharey="row", squeeze=False)
-    for row, (name, curve) in zip(grid, CURVES.items(), strict=True):
-        words = curve.label.removesuffix(" to reference").replace(" ", "\n")
-        unit = f"\n({curve.unit})".replace("/", "/\n") if curve.unit else ""
-        row[0].set_ylabel(words + unit)
-        for axes, history in zip(row, runs.values(), strict=True):
-            _draw(axes, name, history, [stats for run in runs.values() for stats in run])
-            axes.grid(visible=False)  # else it would be more than 20 KB
-            axes.locator_params(nbins=3)
-    for top, bottom, title in zip(grid[0], grid[-1], runs, strict=True):
-        top.set_title(title)
-        bottom.set_xlabel("PPO step")
-    return figure
-
-
 def _draw(axes: Any, name: str, history: History, seen: History) -> None:
     """Draw a curve, on its band if a value in `seen` is outside; the axis spans all of `seen`.
 

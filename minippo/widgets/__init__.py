@@ -11,6 +11,7 @@ from minippo.widgets.compare import Comparison, Share, Table, compare, compare_p
 from minippo.widgets.dashboard import Dashboard, dashboard
 from minippo.widgets.explorers import (
     EXPLORERS,
+    baseline,
     clip_or_penalty,
     clipping,
     combined_loss,
@@ -29,31 +30,9 @@ from minippo.widgets.own_text import own_text
 from minippo.widgets.replay import replay
 
 __all__ = [
-    "EXPLORERS",
-    "Comparison",
-    "Dashboard",
-    "Explorer",
-    "Question",
-    "Share",
-    "Table",
-    "ask",
-    "clip_or_penalty",
-    "clipping",
-    "combined_loss",
-    "compare",
-    "compare_panels",
-    "credit",
-    "dashboard",
-    "frontier",
-    "guess_the_bug",
-    "kl_controller",
-    "kl_two_ways",
-    "next_token",
-    "over_optimisation",
-    "own_text",
-    "pipeline",
-    "ppo_step",
-    "replay",
-    "token_microscope",
-    "training_run",
-]
+    "EXPLORERS", "Comparison", "Dashboard", "Explorer", "Question", "Share", "Table", "ask",
+    "baseline", "clip_or_penalty", "clipping", "combined_loss", "compare", "compare_panels",
+    "credit", "dashboard", "frontier", "guess_the_bug", "kl_controller", "kl_two_ways",
+    "next_token", "over_optimisation", "own_text", "pipeline", "ppo_step", "replay",
+    "token_microscope", "training_run",
+]  # fmt: skip

@@ -33,6 +33,14 @@ def _places(low: float, high: float) -> list[float]:
     return [float(x) for x in np.unique(np.ceil(np.linspace(low, high, 41) * 100) / 100)]
 
 
+def baseline(
+    words: Sequence[str], p: Tensor, scores: Tensor, *, question: Asked = None
+) -> Explorer:
+    """Subtract a number from the scores: three estimates of the gradient, and their variance."""
+    controls = {"baseline": _slider("baseline b", 0.0, -0.5, 2.5, 0.1)}
+    return Explorer("baseline", plots.Baseline(words, p, scores), controls, question=question)
+
+
 def clipping(*, tokens: tuple[Tensor, Tensor] | None = None, question: Asked = None) -> Explorer:
     """Move epsilon, the advantage and one token's ratio over PPO-Clip's objective and slope.
 
@@ -58,19 +66,19 @@ def clip_or_penalty(*, question: Asked = None) -> Explorer:
     return Explorer("clip_or_penalty", plots.ClipOrPenalty(), controls, question=question)
 
 
-def next_token(logits: Tensor, words: Sequence[str], *, question: Asked = None) -> Explorer:
+def next_token(
+    logits: Tensor, words: Sequence[str], *, show_entropy: bool = True, question: Asked = None
+) -> Explorer:
     """Move along a response and change the temperature: the next token's distribution.
 
-    `logits` [time, vocab] and the vocabulary's `words` come from a model and its tokenizer.
+    `logits` [time, vocab] and the vocabulary's `words` come from a model and its tokenizer. One
+    row of logits has no position to choose.
     """
-    controls = {
-        "position": ipywidgets.IntSlider(
-            value=0, min=0, max=len(logits) - 1, description="position",
-            style={"description_width": "9em"}, layout={"width": "32em"},
-        ),
-        "temperature": _slider("temperature", 1.0, 0.1, 3.0, 0.1),
-    }  # fmt: skip
-    return Explorer("next_token", plots.NextToken(logits, words), controls, question=question)
+    controls: dict[str, Any] = {"temperature": _slider("temperature", 1.0, 0.1, 3.0, 0.1)}
+    if len(logits) > 1:
+        controls = {"position": _choice("position", range(len(logits)), 0)} | controls
+    picture = plots.NextToken(logits, words, show_entropy=show_entropy)
+    return Explorer("next_token", picture, controls, question=question)
 
 
 def kl_two_ways(*, question: Asked = None) -> Explorer:
@@ -90,13 +98,15 @@ def kl_controller(*, question: Asked = None) -> Explorer:
 
 
 def credit(
-    words: Sequence[str], rewards: Tensor, values: Tensor, *, question: Asked = None
+    words: Sequence[str], rewards: Tensor, values: Tensor | None = None, *, question: Asked = None
 ) -> Explorer:
-    """Change gamma and lambda for one response: which tokens the score reaches, how strongly."""
-    controls = {
-        "gamma": _slider("gamma", 1.0, 0.5, 1.0, 0.05),
-        "lam": _slider("lambda", 0.95, 0.0, 1.0, 0.05),
-    }
+    """Change gamma and lambda for one response: which tokens the score reaches, how strongly.
+
+    Without values: gamma and the returns alone.
+    """
+    controls = {"gamma": _slider("gamma", 1.0, 0.5, 1.0, 0.05)}
+    if values is not None:
+        controls["lam"] = _slider("lambda", 0.95, 0.0, 1.0, 0.05)
     picture = plots.Credit(words, rewards, values)
     return Explorer("credit", picture, controls, question=question)
 
@@ -174,6 +184,7 @@ def ppo_step(*, question: Asked = None) -> Explorer:
 
 
 EXPLORERS: dict[str, Callable[..., Explorer]] = {
+    "baseline": baseline,
     "clipping": clipping,
     "clip_or_penalty": clip_or_penalty,
     "next_token": next_token,

@@ -33,7 +33,8 @@ class OwnText(Picture):
     def __init__(self, policy: Any, tokenizer: Any) -> None:
         self._policy, self._tokenizer = policy, tokenizer
         size = policy.language_model.get_input_embeddings().num_embeddings
-        self._picture = plots.NextToken(torch.zeros(1, size), _Words(tokenizer, size))
+        words = _Words(tokenizer, size)
+        self._picture = plots.NextToken(torch.zeros(1, size), words, show_entropy=False)
         self._text: str | None = None
         super().__init__(self._picture.figure, self._picture._moving)
 

@@ -115,7 +115,6 @@ def cumulative_sum(rewards, mask, *, gamma):
             "score on the last column and padding paid",
         ),
         ("monte_carlo_returns", cumulative_sum, "gamma forgotten"),
-        ("sequence_advantages", lambda scores, values: values - scores, "sign turned"),
     ],
 )
 def test_a_wrong_function_of_advantages_is_named_as_what_it_is(name, function, mistake):
@@ -164,7 +163,7 @@ def test_an_input_that_was_changed_is_not_blamed_on_the_padding():
         return from_lists(scores, kl, mask, kl_coef=kl_coef)
 
     text = str(checks.shape_rewards(in_place))
-    assert "It modified its argument kl in place." in text
+    assert "right; not yet robust: it modifies its argument kl in place." in text
     assert "padding changes" not in text
 
 

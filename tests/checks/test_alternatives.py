@@ -85,6 +85,13 @@ def whole_batch(scores, *, normalize=True):
         ("group_advantages", trl_style, "Bessel's correction and 1e-4 added to the deviation"),
         ("group_advantages", whole_batch, "one group for all"),
         ("leave_one_out_advantages", lambda s: s - s.mean(1, keepdim=True), "own score counted"),
+        (
+            "leave_one_out_advantages",
+            lambda s: (s - s.mean(1, keepdim=True)) / s.std(1, keepdim=True),
+            "GRPO's advantages",
+        ),
+        ("leave_one_out_advantages", trl_style, "GRPO's advantages, with 1e-4"),
+        ("leave_one_out_advantages", lambda s: s - s.mean(0), "own score counted and axes swapped"),
     ],
 )
 def test_a_wrong_function_of_alternatives_is_named_as_what_it_is(name, mine, mistake):

@@ -159,7 +159,7 @@ def test_an_example_with_a_keyword_that_a_function_leaves_out_is_not_asked():
         ("minutes =", "extra = 1\nminutes =", "extra must be one of"),
         ('kind = "write"', 'kind = "guess"', "kind must be one of write, build"),
         ("difficulty = 1", "difficulty = 4", "difficulty must be one of 1, 2, 3"),
-        ("minutes = 5", "minutes = 0", "minutes must be one of 1, 2"),
+        ("minutes = 4", "minutes = 0", "minutes must be one of 1, 2"),
         ('title = "the log-prob of each response"', 'title = " "', "title must be a text"),
         ("hints = [", 'hints = [\n"a",', "hints must be three"),
         ("gives =", "given =", "example.given must be one of gives, inputs"),

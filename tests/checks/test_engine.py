@@ -69,12 +69,12 @@ def test_a_function_of_torch_can_be_checked():
 
 def test_a_controller_whose_update_is_a_stub_is_unfinished():
     class Mine:
-        def __init__(self, coef, *, target):
+        def __init__(self, coef, *, target, horizon):
             self.coef = coef
 
         def update(self, kl, n_episodes): ...
 
-    assert not checks.PenaltyKL(Mine).finished
+    assert not checks.AdaptiveKL(Mine).finished
 
 
 def test_an_exception_is_shown_at_the_students_line():

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("without_hook")
 NAMES = [
     "mean_minus_variance", "sequence_ratio", "entropy_bonus", "combined_loss", "optimal_policy",
     "accumulated_loss", "first_ratio_error", "effective_sample_size", "token_truth",
+    "calibration",
 ]  # fmt: skip
 
 
@@ -66,6 +67,38 @@ def test_the_truth_at_every_token_by_hand():
     scores = tensor([[0.0, 2.0], [1.0, 3.0], [4.0, 4.0]])
     found = solutions.token_truth(scores)
     assert found.tolist() == [[1.0, 2.0], pytest.approx([1.0, 1.0]), [1.0, 2.0]]
+
+
+def test_calibration_by_hand():
+    # sigmoid(log 3) is 3/4: sure by 3/4 in two pairs and right in one, and one tie.
+    difference, won = tensor([3.0, 1 / 3, 1.0]).log(), tensor([1.0, 1.0, 1.0])
+    found = solutions.calibration(difference, won, tensor([0.6, 0.9])).T
+    assert found.tolist()[0] == pytest.approx([0.5, 0.5, 1 / 3])
+    assert found.tolist()[1:] == [pytest.approx([0.75, 0.5, 2 / 3]), [0, 0, 0]]
+
+
+def test_the_fit_of_values_by_hand():
+    # The distance from the return is 2, and each step at rate 0.5 halves it. Padding stays.
+    table, real = tensor([[0.0, 9.0]], requires_grad=True), tensor([[True, False]])
+    losses = solutions.fit_values(
+        lambda rows: table[rows], torch.optim.SGD([table], lr=0.5), tensor([[2.0, 0.0]]), real,
+        epochs=3, minibatch_size=1,
+    )  # fmt: skip
+    assert losses == [2.0, 0.5, 0.125]
+    assert table.tolist() == [[1.75, 9.0]]
+
+
+def test_values_measured_before_the_loop_are_told_to_be_measured_again():
+    def mine(values_of, optimizer, returns, mask, *, epochs, minibatch_size):
+        once = values_of(torch.arange(len(mask)))
+        return solutions.fit_values(
+            lambda rows: once[rows], optimizer, returns, mask,
+            epochs=epochs, minibatch_size=minibatch_size,
+        )  # fmt: skip
+
+    said = checks.fit_values(mine)
+    assert not said.idea
+    assert "measure again for each minibatch" in " ".join(said.lines)
 
 
 def test_solutions_of_exercises_agree_with_the_package():
@@ -259,6 +292,7 @@ def ratios(log_probs, old_log_probs):
         ),
         ("entropy_bonus", lambda z, m: minippo.entropy(z).mean(), "padding counted"),
         ("entropy_bonus", lambda z, m: (minippo.entropy(z) * m).sum() / m.sum(), "mask multiplied"),
+        ("entropy_bonus", lambda z, m: (minippo.entropy(z) * m).mean(), "divided by all tokens"),
         ("entropy_bonus", lambda z, m: -minippo.masked_mean(minippo.entropy(z), m), "sign turned"),
         ("combined_loss", lambda p, v, h, k, *, c1, c2, c3: p - c1 * v + c2 * h - c3 * k, None),
         (

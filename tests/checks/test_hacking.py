@@ -40,6 +40,13 @@ def test_distinct_n_by_hand():
     assert shares == pytest.approx([2 / 6, 2 / 4, 0.0])  # (1 2), (2 1) of four pairs
 
 
+def test_distinct_responses_by_hand():
+    tokens = tensor([[5, 7], [5, 7], [5, 7], [5, 0]])
+    mask = tensor([[True, True], [True, True], [True, True], [True, False]])
+    assert solutions.distinct_responses(tokens, mask, 2).tolist() == [1.0, 2.0]
+    assert solutions.distinct_responses(tokens, mask, 4).tolist() == [2.0]
+
+
 def every_set(proxy, gold, n):
     sets = [list(s) for s in combinations(range(len(proxy)), n)]
     return torch.stack([gold[s][proxy[s].argmax()] for s in sets]).mean()
@@ -60,9 +67,19 @@ def by_unfold(tokens, mask, n):
     return len(grams) / max(grams.total(), 1)
 
 
+def by_unique(tokens, mask, group):
+    rows = torch.where(mask, tokens, -1).split(group)
+    return torch.stack([torch.tensor(float(len(part.unique(dim=0)))) for part in rows])
+
+
 @pytest.mark.parametrize(
     ("name", "mine"),
-    [("best_of_n_mean", every_set), ("best_of_n_mean", rank_by_rank), ("distinct_n", by_unfold)],
+    [
+        ("best_of_n_mean", every_set),
+        ("best_of_n_mean", rank_by_rank),
+        ("distinct_n", by_unfold),
+        ("distinct_responses", by_unique),
+    ],
 )
 def test_another_right_implementation_of_reward_hacking_passes(name, mine):
     result = checks.CHECKS[name](mine)
@@ -81,6 +98,13 @@ def test_another_right_implementation_of_reward_hacking_passes(name, mine):
         ("distinct_n", lambda t, m, n: by_unfold(t[m][None], m[m][None], n), "across responses"),
         ("distinct_n", lambda t, m, n: by_unfold(t, m, 1), "single tokens"),
         ("distinct_n", lambda t, m, n: 1 - by_unfold(t, m, n), "share of repetitions"),
+        (
+            "distinct_responses",
+            lambda t, m, n: by_unique(t, torch.ones_like(m), n),
+            "padding counted",
+        ),
+        ("distinct_responses", lambda t, m, n: by_unique(t, m, len(t)), "all prompts together"),
+        ("distinct_responses", lambda t, m, n: by_unique(t, m, n) / n, "share for number"),
     ],
 )
 def test_a_wrong_function_of_reward_hacking_is_named_as_what_it_is(name, mine, mistake):

@@ -319,6 +319,16 @@ def test_the_whole_loss_passes_and_says_which_part_differs():
     assert text.count("Right where") == 1
 
 
+def test_until_it_passes_a_lesson_goes_on_with_a_loss_that_is_one_number():
+    def my_ppo_loss(policy, batch, advantages, returns, config, *, kl_loss_coef=0.0): ...
+
+    given = []
+    mine = checks.ppo_loss(my_ppo_loss).use()
+    checks.ppo_loss(lambda *a, **k: given.append(mine(*a, **k)) or given[-1])
+    assert all(x.shape == () and x.requires_grad for x in given)
+    assert len(given) > 50
+
+
 def whole_update(change):
     def mine(policy, optimizer, rollout, config):
         mask, kl = rollout.mask, rollout.kl

@@ -17,11 +17,12 @@ pytestmark = pytest.mark.usefixtures("without_hook")
 RIGHT = """
 def kl_k1(p, q): return p - q
 def my_kl_k2(p, q): return (p - q).square() / 2
-class PenaltyKL:
-    def __init__(self, coef, *, target): self.coef, self.target = coef, target
+class AdaptiveKL:
+    def __init__(self, coef, *, target, horizon):
+        self.coef, self.target, self.horizon = coef, target, horizon
     def update(self, kl, n_episodes):
-        if kl > 1.5 * self.target: self.coef *= 2
-        elif kl < self.target / 1.5: self.coef /= 2
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * n_episodes / self.horizon
 """
 # Every function does another kind of harm; the last two are honest and must not suffer.
 HOSTILE = """
@@ -62,7 +63,7 @@ def test_a_right_file_gets_all_points_and_exit_code_0(tmp_path, capsys):
     assert "right.py: 3 of 3 points" in capsys.readouterr().out
     found = json.loads(files["json"].read_text(encoding="utf-8"))
     assert found["score"] == 3
-    assert [t["name"] for t in found["tests"]] == ["kl_k1", "kl_k2", "PenaltyKL"]
+    assert [t["name"] for t in found["tests"]] == ["kl_k1", "kl_k2", "AdaptiveKL"]
     assert {t["status"] for t in found["tests"]} == {"passed"}
     suite = ElementTree.parse(files["junit"]).getroot()[0]
     assert (suite.get("tests"), suite.get("failures")) == ("3", "0")

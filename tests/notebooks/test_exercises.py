@@ -30,7 +30,7 @@ def test_a_draft_is_filled_from_the_contract_of_its_check():
     )
     execute.fill(cells)
     title, code, stub = (cell["source"] for cell in cells)
-    assert title.startswith(f"## Exercise 3 (optional): {mean.title}\n*Write · 8 minutes · ")
+    assert title.startswith(f"## Exercise 3 (optional): {mean.title}\n*Write · 5 minutes · ")
     assert code == "import torch"
     assert stub.startswith("def my_masked_mean(")
     assert stub.endswith(f"    ...\n\n\n{line}")

@@ -34,3 +34,17 @@ def test_bonus_and_kl_push_as_their_formulas_say():
     assert table[1].tolist() == pytest.approx([0.5 * x for x in bonus], abs=1e-7)
     assert table[2].tolist() == pytest.approx([0.25 * x for x in kl], abs=1e-9)
     assert gap > 0 > table[2][0]  # the policy likes it more than the reference does
+
+
+def test_small_pushes_fill_the_axis_and_the_picture_follows_it():
+    picture = plots.CombinedLoss()
+    axes = picture.figure.axes[0]
+    picture.move(advantage=1.0)
+    wide = picture.png()
+    for settings in ({"advantage": 0.0}, {"advantage": -1.5, "c2": 1.0, "c3": 1.0}):
+        picture.move(**settings)
+        longest = max(abs(float(bar.get_height())) for bar in axes.patches)
+        assert 0.25 < longest / axes.get_ylim()[1] < 1
+        assert picture.png() != wide
+    picture.move(advantage=1.0)
+    assert picture.png() == wide

@@ -13,7 +13,9 @@ from tests.plots.examples import RESPONSE, REWARDS, VALUES
 
 @pytest.mark.parametrize(("gamma", "lam"), list(itertools.product([0.5, 1.0], [0.0, 0.95, 1.0])))
 def test_the_credit_strip_holds_the_definitions_numbers(gamma, lam):
-    figure = plots.credit(RESPONSE, REWARDS, VALUES, gamma=gamma, lam=lam)
+    picture = plots.Credit(RESPONSE, REWARDS, VALUES)
+    picture.move(gamma=gamma, lam=lam)
+    figure = picture.figure
     shown = np.concatenate([np.asarray(x.get_array()) for x in figure.axes[0].images])
     r, v, mask = [REWARDS.double().tolist()], [VALUES.double().tolist()], [[True] * 4]
     rows = [
@@ -26,6 +28,14 @@ def test_the_credit_strip_holds_the_definitions_numbers(gamma, lam):
     assert shown == pytest.approx(np.array(rows), abs=1e-6)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == [f"{x + 0.0:.2f}" for x in shown.flatten()]
+
+
+def test_without_values_the_strip_shows_rewards_and_returns_alone():
+    picture = plots.Credit(["fine", "EOS"], torch.tensor([-0.25, 1.0]))
+    assert picture.move(gamma=0.5) == ("gamma 0.50: return 0.25 at the first token, 1.00 at EOS.")
+    axes = picture.figure.axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["reward r", "return G"]
+    assert [text.get_text() for text in axes.texts] == ["-0.25", "1.00", "0.25", "1.00"]
 
 
 def test_a_response_of_one_token_has_its_surprise_as_advantage():

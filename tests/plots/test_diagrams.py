@@ -19,7 +19,7 @@ FLOWS = {
         score rewards, rewards advantages, values advantages, advantages returns, values returns,
         returns value-loss, evaluate value-loss, advantages policy-loss, old ratio, evaluate ratio,
         ratio policy-loss, evaluate entropy, value-loss loss, policy-loss loss, entropy loss,
-        loss update, update evaluate, update generate""",
+        evaluate loss, loss update, update evaluate, update generate""",
 }
 each_diagram = pytest.mark.parametrize("diagram", FLOWS)
 WIDE, HIGH = 0.82, 0.56
@@ -109,9 +109,6 @@ def test_a_lit_box_is_filled_bold_and_named(diagram):
 def test_a_diagrams_alternative_text_names_the_lit_box():
     alt = plots.ppo_step_alt(["kl", "ratio"])
     assert alt.startswith("One PPO step in boxes and arrows; lit: kl, ratio. Old minus reference")
-    assert plots.pipeline_alt("stage 2").count(". ") == 2
-    assert "lit" not in plots.pipeline_alt()
-    assert plots.pipeline_alt().count(". ") == len(plots.Pipeline.BOXES)
 
 
 def test_boxes_that_a_student_has_are_filled_and_missing_ones_dashed():

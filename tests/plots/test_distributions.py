@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from minippo import plots
 from minippo.checks import definitions
@@ -24,6 +25,18 @@ def test_the_bars_are_the_softmax_and_the_entropy_is_said(position, t):
     assert f"likeliest with {max(p):.2f}" in sentence
     if position == 0:
         assert "'a' is likeliest" in sentence
+
+
+def test_before_lesson_09_no_picture_of_the_next_token_speaks_of_entropy():
+    picture = plots.NextToken(LOGITS, WORDS, show_entropy=False)
+    sentence = picture.move()
+    panels = plots.next_token_panels(LOGITS, WORDS, show_entropy=False)
+    shown = [
+        text.get_text() for figure in (picture.figure, panels) for text in figure.findobj(Text)
+    ]
+    assert "entropy" not in sentence
+    assert [text for text in shown if "nats" in text or "entropy" in text] == []
+    assert panels.axes[0].get_title() == "temperature 0.5"
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.25, 1.5, 4.0])

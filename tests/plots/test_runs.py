@@ -138,28 +138,12 @@ def test_the_cursor_stands_on_the_curves_and_says_their_values(step):
     assert sentence.endswith(plots.health(history, step=step))
 
 
-def test_panels_of_runs_share_their_axes():
-    figure = plots.training_run_panels({"good": a_run(), "bad": a_run(kl=90.0)})
-    assert len(figure.axes) == 2 * len(BANDS)
-    assert [a.get_title() for a in figure.axes[:2]] == ["good", "bad"]
-    good, bad = figure.axes[2:4]
-    assert good.get_ylim() == bad.get_ylim()
-    assert list(bad.lines[0].get_ydata()) == [0.0] * 7 + [90.0] * 3
-    assert good.get_ylim()[1] > 90
-    for panel in (good, bad):  # the good run stays in the band: the axis they share does not
-        (band,) = panel.patches
-        assert (band.get_y(), band.get_height()) == (-0.5, 25.5)
-    assert all(not panel.patches for panel in [*figure.axes[:2], *figure.axes[4:]])
-
-
 @pytest.mark.parametrize(
     ("call", "says"),
     [
         (lambda: plots.training_run([]), "history must hold at least one step"),
         (lambda: plots.training_run([{"step": 1, "score": 0.0}]), "a step without kl, entropy"),
         (lambda: plots.health(a_run(), step=11), "step must be a step of the run, 1 to 10, got 11"),
-        (lambda: plots.training_run_panels({}), "runs must hold at least one run"),
-        (lambda: plots.training_run_panels({"a": []}), "run 'a': history must"),
     ],
 )
 def test_a_run_that_cannot_be_drawn_is_refused(call, says):

@@ -59,6 +59,7 @@ def some_rows():
 
 # What explorers are given that need more than their settings.
 INPUTS = {
+    "baseline": (["good", "fine", "bad"], torch.tensor([0.2, 0.3, 0.5]), torch.tensor([2.0, 1, 0])),
     "training_run": (a_run(),),
     "token_microscope": (some_records(),),
     "over_optimisation": ([0.003, 2.0, 8.0, 20.0], [0.0, 1.0, 2.0, 3.0], [0.0, 0.75, 0.5, -0.5]),
@@ -236,3 +237,9 @@ def test_an_explorers_sentence_is_escaped():
 
     explorer = Explorer("odd", Odd(), {"ratio": widgets.clipping().controls["ratio"]})
     assert "&lt;b&gt;1 &lt; 2" in explorer.text.value
+
+
+def test_one_row_of_logits_has_no_position_to_choose():
+    words = ["good", "bad"]
+    assert "position" not in widgets.next_token(torch.zeros(1, 2), words).controls
+    assert "position" in widgets.next_token(torch.zeros(3, 2), words).controls

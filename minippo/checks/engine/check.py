@@ -75,11 +75,9 @@ class Check:
         return replace(result, function=function, reference=self.reference)
 
     def generate(
-        self,
-        seed: int | str,
-        left_out: Sequence[str] = (),
+        self, seed: int | str, left_out: Sequence[str] = (),
         sizes: Sequence[tuple[int, int, int]] = SIZES,
-    ) -> Iterator[Case]:
+    ) -> Iterator[Case]:  # fmt: skip
         """Yield a seed's cases, smallest first, except those that need an omitted keyword.
 
         The worked example of the exercise's contract comes before them. Each size comes with

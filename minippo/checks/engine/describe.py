@@ -16,18 +16,16 @@ Region = Callable[[dict[str, Nested]], Nested]  # inputs -> True where it holds,
 def clearest(wrong: Sequence[Failure]) -> Failure:
     """Pick the failure to show: an error, then a shape of several numbers, then the first."""
     errors = [f for f in wrong if f.part == "raised"]
+    errors.sort(key=lambda f: -min(9, len(flat([*f.case.inputs.values()]))))  # not one token
     shapes = [f for f in wrong if f.part == "shape"]
     shapes.sort(key=lambda f: -min(3, len(flat(f.expected))))  # one number hides what was done
     return [*errors, *shapes, *wrong][0]
 
 
 def properties(
-    cases: Sequence[Case],
-    seen: Sequence[Observation],
-    failures: Sequence[Failure | None],
-    regions: Mapping[str, Region],
-    defaults: Mapping[str, Any],
-) -> list[str]:
+    cases: Sequence[Case], seen: Sequence[Observation], failures: Sequence[Failure | None],
+    regions: Mapping[str, Region], defaults: Mapping[str, Any],
+) -> list[str]:  # fmt: skip
     """Describe in sentences what all failures have in common."""
     wrong = [f for f in failures if f is not None]
     right = [case for case, f in zip(cases, failures, strict=True) if f is None]

@@ -58,7 +58,9 @@ class Failure:
     @property
     def special(self) -> str:
         """What may fail although the idea is right; "" if it is the idea that is wrong."""
-        return self.case.special or (self.says.rstrip(".") if self.part == "leak" else "")
+        if self.part == "changed":
+            return self.says
+        return self.case.special or (self.says if self.part == "leak" else "")
 
 
 def failure(case: Case, expected: Expected, seen: Observation) -> Failure | None:
@@ -72,8 +74,6 @@ def failure(case: Case, expected: Expected, seen: Observation) -> Failure | None
         return Failure(case, "nothing", "It returned nothing here.")
     if seen.kind == "wrong type":
         return Failure(case, "type", f"It must return a tensor; {seen.message} came.")
-    if seen.changed:
-        return Failure(case, "changed", f"It modified its argument {seen.changed[0]} in place.")
     if seen.touched:
         what = f"It moved the global random state of {seen.touched[0]}."
         return Failure(case, "touched", what)
@@ -84,6 +84,9 @@ def failure(case: Case, expected: Expected, seen: Observation) -> Failure | None
     if not seen.dtype.startswith(kind) and not (kind == "float" and seen.dtype == "bfloat16"):
         return Failure(case, "dtype", f"The dtype must be {kind}; {seen.dtype} came.")
     if not close(seen.value, expected.value):
+        if seen.changed:
+            what = f"It modified its argument {seen.changed[0]} in place."
+            return Failure(case, "altered", what)
         fits = {name: expected.has_slope(name, seen.slopes.get(name)) for name in expected.slopes}
         right, wrong = (tuple(n for n, ok in fits.items() if ok is kept) for kept in (True, False))
         says = "The value is wrong."
@@ -105,7 +108,9 @@ def _slope_failure(case: Case, expected: Expected, seen: Observation) -> Failure
         return Failure(case, f"slope of {name}", says, got, slope)
     for name in expected.none:
         if any(flat(seen.slopes.get(name) or 0.0)):
-            return Failure(case, "leak", f"a gradient reaches {name}, and none may.")
+            return Failure(case, "leak", f"a gradient reaches {name}, and none may")
+    if seen.changed:
+        return Failure(case, "changed", f"it modifies its argument {seen.changed[0]} in place")
     return None
 
 

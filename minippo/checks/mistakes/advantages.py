@@ -51,13 +51,9 @@ def _next_values(flags: frozenset[str], values: Tensor, mask: Tensor, end: Tenso
 
 
 def _td_errors(
-    flags: frozenset[str],
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    gamma: float,
+    flags: frozenset[str], rewards: Tensor, values: Tensor, mask: Tensor, gamma: float,
     bootstrap: Tensor | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     following = _next_values(flags, values, mask, bootstrap)
     following = following if GAMMA in flags else gamma * following
     if NO_NEXT in flags:
@@ -72,14 +68,9 @@ def _td_errors(
     NO_NEXT, SAME_VALUE, ROLLED, ROLLED_RAW, SIGN, LEAK, "gamma on the reward, too",
 )  # fmt: skip
 def td_errors(
-    flags: frozenset[str],
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    *,
-    gamma: float = 1.0,
+    flags: frozenset[str], rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0,
     bootstrap: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """r_t + gamma * V_(t+1) - V_t."""
     mask = torch.ones_like(mask) if NO_MASK in flags else mask
     if LEAK in flags:
@@ -102,15 +93,9 @@ def td_errors(
     "reward of the next token",
 )  # fmt: skip
 def gae(
-    flags: frozenset[str],
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    *,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    bootstrap: Tensor | None = None,
-) -> Tensor:
+    flags: frozenset[str], rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0,
+    lam: float = 0.95, bootstrap: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """A_t = delta_t + gamma * lam * A_(t+1)."""
     mask = torch.ones_like(mask) if NO_MASK in flags else mask
     deltas = _gae_errors(flags, rewards, values, mask, gamma, lam, bootstrap)
@@ -141,14 +126,9 @@ def gae(
 
 
 def _gae_errors(
-    flags: frozenset[str],
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    gamma: float,
-    lam: float,
+    flags: frozenset[str], rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float,
     bootstrap: Tensor | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The TD errors to be summed, zero on padding."""
     real = _earlier(mask) if "EOS left out" in flags else mask
     real = _later(real) if "slot after EOS takes part" in flags else real
@@ -174,6 +154,7 @@ def _gae_errors(
 @flawed(
     "gamma forgotten", "discounted from the start", "sum of the past", "own reward left out",
     "the whole return for every token", "padding counted", "one gamma too many", LEAK,
+    "left in reverse",
 )  # fmt: skip
 def monte_carlo_returns(
     flags: frozenset[str], rewards: Tensor, mask: Tensor, *, gamma: float = 1.0
@@ -196,24 +177,8 @@ def monte_carlo_returns(
     returns = stack([(rewards * row).sum(1) for row in weights], 1)
     if "the whole return for every token" in flags:
         returns = returns[:, :1].expand_as(returns)
-    return _masked(flags, returns, mask)
-
-
-@flawed(
-    "sign turned", "value forgotten", "mean of the scores as the baseline", "whitened",
-    "value added", "every score with every value",
-)  # fmt: skip
-def sequence_advantages(flags: frozenset[str], scores: Tensor, values: Tensor) -> Tensor:
-    """score - V."""
-    baseline = zeros_like(scores) if "value forgotten" in flags else values
-    if "mean of the scores as the baseline" in flags:
-        baseline = scores.mean()
-    scores = scores.unsqueeze(1) if "every score with every value" in flags else scores
-    advantages = scores + baseline if "value added" in flags else scores - baseline
-    if "whitened" in flags:
-        advantages = advantages - advantages.mean()
-        advantages = advantages / (advantages.var(correction=0) + 1e-8).sqrt()
-    return -advantages if "sign turned" in flags else advantages
+    returns = _masked(flags, returns, mask)
+    return returns.flip(1) if "left in reverse" in flags else returns
 
 
 @flawed(

@@ -16,14 +16,9 @@ from minippo.checks.mistakes.log_probs import CUT, _cut
     "IPO",
 )  # fmt: skip
 def dpo_loss(
-    flags: frozenset[str],
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    ref_chosen: Tensor,
-    ref_rejected: Tensor,
-    *,
-    beta: float,
-) -> Tensor:
+    flags: frozenset[str], policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor,
+    ref_rejected: Tensor, *, beta: float,
+) -> Tensor:  # fmt: skip
     """-log sigmoid(beta * ((pc - rc) - (pr - rr)))."""
     if "reference forgotten" in flags:
         ref_chosen, ref_rejected = zeros_like(ref_chosen), zeros_like(ref_rejected)
@@ -67,19 +62,19 @@ def group_advantages(flags: frozenset[str], scores: Tensor, *, normalize: bool =
 
 @flawed(
     "own score counted", "divided by k", "normalised", "sign turned", "one group for all",
-    "baseline returned",
-    "axes swapped",
+    "baseline returned", "axes swapped", "GRPO's advantages", "GRPO's advantages, with 1e-4",
 )  # fmt: skip
 def leave_one_out_advantages(flags: frozenset[str], scores: Tensor) -> Tensor:
     """score - mean of the others."""
-    k = scores.shape[1]
-    others = (scores.sum(1, keepdim=True) - scores) / (k if "divided by k" in flags else k - 1)
+    dims = (0, 1) if "one group for all" in flags else (0,) if "axes swapped" in flags else (1,)
+    n = math.prod(scores.shape[dim] for dim in dims)
+    total = scores.sum(dims, keepdim=True)
+    if {"GRPO's advantages", "GRPO's advantages, with 1e-4"} & flags:
+        eps = 1e-4 if "GRPO's advantages, with 1e-4" in flags else 1e-8
+        return (scores - scores.mean(1, keepdim=True)) / (scores.std(1, keepdim=True) + eps)
+    others = (total - scores) / (n if "divided by k" in flags else n - 1)
     if "own score counted" in flags:
-        others = scores.mean(1, keepdim=True).expand_as(scores)
-    if "one group for all" in flags:
-        others = (scores.sum() - scores) / (scores.numel() - 1)
-    if "axes swapped" in flags:
-        others = (scores.sum(0, keepdim=True) - scores) / (len(scores) - 1)
+        others = (total / n).expand_as(scores)
     advantages = others if "baseline returned" in flags else scores - others
     if "normalised" in flags:
         advantages = advantages / (scores.var(1, correction=0, keepdim=True) + 1e-8).sqrt()

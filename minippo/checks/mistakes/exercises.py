@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, where
 
+from minippo import sft_loss
 from minippo.checks.mistakes import ATTACHED, flawed
 from minippo.checks.mistakes.log_probs import CUT, EPSILON, HALF, _cut, _wide
 from minippo.checks.mistakes.losses import _data
@@ -30,6 +31,27 @@ def mean_minus_variance(flags: frozenset[str], scores: Tensor, *, coef: float) -
     if "the least score" in flags:
         return scores.amin(dim)
     return mean + coef * spread if "variance added" in flags else mean - coef * spread
+
+
+@flawed(
+    "sure of the first", "won for right", "majority for the share", "ties forgotten",
+    "pairs for the share", "scores for probabilities", "empty bins are NaN",
+)  # fmt: skip
+def calibration(
+    flags: frozenset[str], difference: Tensor, first_won: Tensor, edges: Tensor
+) -> Tensor:
+    """Means of how sure and how often right, and the share of the pairs, per bin."""
+    sure = difference if "sure of the first" in flags else difference.abs()
+    sure = sure if "scores for probabilities" in flags else sure.sigmoid()
+    won = first_won.round() if "majority for the share" in flags else first_won
+    right = where(difference > 0, won, 1 - won)
+    right = first_won if "won for right" in flags else right
+    right = right if "ties forgotten" in flags else where(difference == 0, 0.5, right)
+    inside = torch.bucketize(sure, edges) == torch.arange(len(edges) + 1).unsqueeze(1)
+    n = inside.sum(1)
+    divisor = n if "empty bins are NaN" in flags else n.clamp(min=1)
+    share = n / (1 if "pairs for the share" in flags else len(sure))
+    return torch.stack([(inside * sure).sum(1) / divisor, (inside * right).sum(1) / divisor, share])
 
 
 @flawed(
@@ -95,16 +117,9 @@ def entropy_bonus(flags: frozenset[str], logits: Tensor, mask: Tensor) -> Tensor
     "KL rewarded", "c1 and c2 swapped", "c2 and c3 swapped", "coefficients forgotten", CUT,
 )  # fmt: skip
 def combined_loss(
-    flags: frozenset[str],
-    policy_loss: Tensor,
-    value_loss: Tensor,
-    entropy: Tensor,
-    kl: Tensor,
-    *,
-    c1: float,
-    c2: float,
-    c3: float,
-) -> Tensor:
+    flags: frozenset[str], policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, kl: Tensor, *,
+    c1: float, c2: float, c3: float,
+) -> Tensor:  # fmt: skip
     """policy_loss + c1 * value_loss - c2 * entropy + c3 * kl."""
     if "c1 and c2 swapped" in flags:
         c1, c2 = c2, c1
@@ -191,13 +206,9 @@ def first_ratio_error(
 
 
 @flawed(
-    "log-ratios for ratios",
-    "sum not squared",
-    "share for number",
-    "upside down",
-    "exponential of the entropy",
-    "exp overflows",
-)
+    "log-ratios for ratios", "sum not squared", "share for number", "upside down",
+    "exponential of the entropy", "exp overflows",
+)  # fmt: skip
 def effective_sample_size(flags: frozenset[str], log_ratios: Tensor) -> Tensor:
     """(sum of w)^2 / sum of w^2."""
     w = log_ratios.softmax(0)
@@ -213,14 +224,10 @@ def effective_sample_size(flags: frozenset[str], log_ratios: Tensor) -> Tensor:
 
 
 @flawed(
-    "sum for the mean",
-    "standard deviation for the standard error",
-    "population deviation",
-    "variance of the mean",
-    "credit of the token before",
-    "step turned round",
+    "sum for the mean", "standard deviation for the standard error", "population deviation",
+    "variance of the mean", "credit of the token before", "step turned round",
     "mean over the places",
-)
+)  # fmt: skip
 def token_truth(flags: frozenset[str], scores: Tensor) -> Tensor:
     """Means of the rows, their standard errors, and the steps between them."""
     dim = 0 if "mean over the places" in flags else 1
@@ -238,31 +245,17 @@ def token_truth(flags: frozenset[str], scores: Tensor) -> Tensor:
 
 
 @flawed(
-    "log-probs measured once",
-    "old log-probs measured again",
-    "padding counted",
-    "gradients pile up",
-    "one epoch only",
-    "whole batch in each step",
-    "sum instead of mean",
-    "advantages not given",
-    "step forgotten",
-    "log-ratio instead of ratio",
-)
+    "log-probs measured once", "old log-probs measured again", "padding counted",
+    "gradients pile up", "one epoch only", "whole batch in each step", "sum instead of mean",
+    "advantages not given", "step forgotten", "log-ratio instead of ratio",
+)  # fmt: skip
 def ppo_epochs(
-    flags: frozenset[str],
-    new_log_probs: Callable[[Tensor], Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    epochs: int,
-    minibatch_size: int,
-) -> None:
+    flags: frozenset[str], new_log_probs: Callable[[Tensor], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    old_log_probs: Tensor, advantages: Tensor, mask: Tensor, *, epochs: int, minibatch_size: int,
+) -> list[float]:  # fmt: skip
     """Epochs over minibatches: ratio, loss, mean over real tokens, one step for each."""
-    everything = torch.arange(len(mask))
+    everything, found = torch.arange(len(mask)), list[float]()
     stale = new_log_probs(everything)
     counted = torch.ones_like(mask) if "padding counted" in flags else mask
     for _ in range(1 if "one epoch only" in flags else epochs):
@@ -285,3 +278,45 @@ def ppo_epochs(
             total.backward(retain_graph="log-probs measured once" in flags)
             if "step forgotten" not in flags:
                 optimizer.step()
+            found.append(total.item())
+    return found
+
+
+@flawed(
+    "step forgotten", "gradients pile up", "one epoch only", "whole batch in each step",
+    "padding counted", "sum instead of mean", "half forgotten",
+)  # fmt: skip
+def fit_values(
+    flags: frozenset[str], values_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    returns: Tensor, mask: Tensor, *, epochs: int, minibatch_size: int,
+) -> list[float]:  # fmt: skip
+    """PPO's epochs with values for log-probs: half the mean square, one step for each."""
+    half = 1.0 if "half forgotten" in flags else 0.5
+    return ppo_epochs(
+        flags | {"log-ratio instead of ratio"}, values_of, lambda v, g: half * (v - g) ** 2,
+        optimizer, 0 * returns, returns, mask, epochs=epochs, minibatch_size=minibatch_size,
+    )  # fmt: skip
+
+
+@flawed(
+    "logits measured once", "gradients pile up", "whole batch in each step", "step forgotten",
+    "the last loss alone", "losses added up", "mask not used",
+)  # fmt: skip
+def sft_epoch(
+    flags: frozenset[str], logits_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer,
+    tokens: Tensor, mask: Tensor, *, minibatch_size: int,
+) -> float:  # fmt: skip
+    """One pass over the rows, a step for each minibatch; the mean of their losses."""
+    once, everything, losses = "logits measured once" in flags, torch.arange(len(mask)), []
+    stale, counted = logits_of(everything), mask | ("mask not used" in flags)
+    for rows in everything.split(minibatch_size):
+        rows = everything if "whole batch in each step" in flags else rows
+        loss = sft_loss(stale[rows] if once else logits_of(rows), tokens[rows], counted[rows])
+        if "gradients pile up" not in flags:
+            optimizer.zero_grad()
+        loss.backward(retain_graph=once)
+        if "step forgotten" not in flags:
+            optimizer.step()
+        losses.append(loss.item())
+    n = 1 if "losses added up" in flags else len(losses)
+    return losses[-1] if "the last loss alone" in flags else sum(losses) / n

@@ -68,3 +68,27 @@ def distinct_n(flags: frozenset[str], tokens: Tensor, mask: Tensor, n: int) -> T
     shares = [len(set(g)) / max(count, 1) for g, count in zip(groups, counts, strict=True)]
     found = torch.tensor(shares).mean()
     return 1 - found if "share of repetitions" in flags else found
+
+
+@flawed(
+    "padding counted", "padding set to 0", "all prompts together", "order ignored",
+    "every so many rows", "share for number", "repeats counted",
+)  # fmt: skip
+def distinct_responses(flags: frozenset[str], tokens: Tensor, mask: Tensor, group: int) -> Tensor:
+    """Different responses in each group of rows."""
+    whole = torch.ones_like(mask)
+    if "padding set to 0" in flags:
+        tokens, mask = tokens * mask, whole
+    mask = whole if "padding counted" in flags else mask
+    texts = [tuple(row[real].tolist()) for row, real in zip(tokens, mask, strict=True)]
+    if "order ignored" in flags:
+        texts = [tuple(sorted(text)) for text in texts]
+    n = len(texts) // group
+    groups = [texts[i * group : (i + 1) * group] for i in range(n)]
+    if "every so many rows" in flags:
+        groups = [texts[i::n] for i in range(n)]
+    if "all prompts together" in flags:
+        groups = [texts]
+    found = torch.tensor([float(len(set(g))) for g in groups])
+    found = group - found if "repeats counted" in flags else found
+    return found / group if "share for number" in flags else found

@@ -97,8 +97,6 @@ class _Controller:
         self.flags, self.coef, self.rest = flags, coef, rest
         self.first = coef
 
-
-class _AdaptiveKL(_Controller):
     def update(self, kl: float, n_episodes: int) -> None:
         target, horizon = self.rest["target"], self.rest["horizon"]
         error = kl - target if "error not relative" in self.flags else kl / target - 1
@@ -122,30 +120,7 @@ class _AdaptiveKL(_Controller):
 )  # fmt: skip
 def AdaptiveKL(flags: frozenset[str], coef: float, **rest: Any) -> _Controller:  # noqa: N802
     """coef *= 1 + clip(kl / target - 1, +-0.2) * n / horizon."""
-    return _AdaptiveKL(flags, coef, **rest)
-
-
-class _PenaltyKL(_Controller):
-    def update(self, kl: float, n_episodes: int) -> None:
-        target, flags = self.rest["target"], self.flags
-        slack = 1.0 if "no slack" in flags else 2.0 if "1.5 and 2 swapped" in flags else 1.5
-        step = 1.5 if "1.5 and 2 swapped" in flags else 2.0
-        step = 1 / step if "wrong way" in flags else step
-        low = 0.5 * target if "lowered below half the target" in flags else target / slack
-        step = 1.0 if "never moves" in flags else step
-        if kl > slack * target:
-            self.coef *= step
-        elif kl < low and "never lowered" not in flags:
-            self.coef /= step
-
-
-@flawed(
-    "wrong way", "no slack", "1.5 and 2 swapped", "never lowered", "lowered below half the target",
-    "never moves",
-)  # fmt: skip
-def PenaltyKL(flags: frozenset[str], coef: float, **rest: Any) -> _Controller:  # noqa: N802
-    """x 2 above 1.5 target, / 2 below target / 1.5."""
-    return _PenaltyKL(flags, coef, **rest)
+    return _Controller(flags, coef, **rest)
 
 
 def coefficients(make: Any, inputs: dict[str, Any]) -> Any:

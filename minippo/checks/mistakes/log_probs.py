@@ -19,9 +19,27 @@ def _cut(x: Tensor, flags: frozenset[str]) -> Tensor:
 
 
 @flawed(
+    "likeliest token", "probabilities not added up", "one token too early", "sorted first",
+    "boundary to the token before", "beyond the last token",
+)  # fmt: skip
+def sample_tokens(flags: frozenset[str], probabilities: Tensor, darts: Tensor) -> Tensor:
+    """Count the stretches that end at or before the dart."""
+    p = probabilities.cpu().double()
+    if "likeliest token" in flags:
+        return p.argmax(-1)
+    p = p.sort(-1, descending=True).values if "sorted first" in flags else p
+    ends = p if "probabilities not added up" in flags else p.cumsum(-1)
+    total = 1.0 if "beyond the last token" in flags else p.sum(-1, keepdim=True)
+    darts = darts.unsqueeze(-1) * total
+    passed = ends < darts if "boundary to the token before" in flags else ends <= darts
+    return passed.sum(-1) - int("one token too early" in flags)
+
+
+@flawed(
     "temperature forgotten", "temperature multiplies", "probability instead of its logarithm",
     "logit instead of log-probability", "shifted by one", "shifted twice",
     "shifted twice, padded in front", "shifted twice, padded at the end",
+    "shifted twice, rolled", "shifted twice, rows rolled", "shifted back",
     "softmax over the wrong axis", "sign turned", "log of softmax", "probability clamped", HALF,
     CUT,
 )  # fmt: skip
@@ -47,11 +65,20 @@ def token_log_probs(
     found = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     if "probability instead of its logarithm" in flags:
         found = found.exp()
-    if twice := [flag for flag in flags if flag.startswith("shifted twice")]:
-        found = log_p[:, :-1].gather(-1, tokens[:, 1:].unsqueeze(-1)).squeeze(-1)
-        pad = {"front": (1, 0), "end": (0, 1)}.get(twice[0].split()[-1], (0, 0))
-        found = torch.nn.functional.pad(found, pad)
+    if moved := [flag for flag in flags if flag.startswith(("shifted twice", "shifted back"))]:
+        found = _moved(moved[0], log_p, tokens)
     return _cut(-found if "sign turned" in flags else found, flags)
+
+
+def _moved(how: str, log_p: Tensor, tokens: Tensor) -> Tensor:
+    """Pair each row with the token of another column, as if they did not come aligned."""
+    step = -1 if how.startswith("shifted twice") else 1
+    found = log_p.gather(-1, tokens.roll(step, 1).unsqueeze(-1)).squeeze(-1)
+    if how.endswith("rolled"):
+        return found.roll(1, 1) if "rows" in how else found
+    found = found[:, :-1] if step < 0 else found[:, 1:]
+    pad = {"front": (1, 0), "end": (0, 1)}.get(how.split()[-1], (0, 0))
+    return torch.nn.functional.pad(found, pad)
 
 
 @flawed("mean instead of sum", "padding counted", "mask multiplied", "EOS left out")

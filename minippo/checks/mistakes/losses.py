@@ -1,5 +1,8 @@
 """Mistakes about the losses."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, maximum, minimum, where
 from torch.nn.functional import softplus
@@ -66,13 +69,9 @@ def probability_ratio(flags: frozenset[str], log_probs: Tensor, old_log_probs: T
     "clip range hard-coded",
 )  # fmt: skip
 def clipped_surrogate(
-    flags: frozenset[str],
-    ratio: Tensor,
-    advantages: Tensor,
-    clip_range: float,
-    *,
+    flags: frozenset[str], ratio: Tensor, advantages: Tensor, clip_range: float, *,
     dual_clip: float | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """-min(r * A, clip(r) * A)."""
     clip_range = 0.2 if "clip range hard-coded" in flags else clip_range
     r, low, high, advantages = ratio, 1 - clip_range, 1 + clip_range, _data(advantages, flags)
@@ -104,13 +103,9 @@ def clipped_surrogate(
     "zero advantage counted", "ties counted", "brackets missing",
 )  # fmt: skip
 def clip_is_active(
-    flags: frozenset[str],
-    ratio: Tensor,
-    advantages: Tensor,
-    clip_range: float,
-    *,
+    flags: frozenset[str], ratio: Tensor, advantages: Tensor, clip_range: float, *,
     dual_clip: float | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """True where clipping makes the gradient zero."""
     low, high = 1 - clip_range, 1 + clip_range
     edges = "edges counted" in flags
@@ -159,13 +154,9 @@ def penalty_surrogate(
     "clipped around one", "Huber",
 )  # fmt: skip
 def value_loss(
-    flags: frozenset[str],
-    values: Tensor,
-    returns: Tensor,
-    *,
-    old_values: Tensor | None = None,
+    flags: frozenset[str], values: Tensor, returns: Tensor, *, old_values: Tensor | None = None,
     clip_range: float | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """0.5 * max of the two squared errors."""
     returns = _data(returns, flags)
 
@@ -197,6 +188,32 @@ def reinforce_loss(flags: frozenset[str], log_probs: Tensor, advantages: Tensor)
     p = log_probs.exp() if "probability instead of its logarithm" in flags else log_probs
     objective = advantages * p
     return _cut(objective if "sign turned" in flags else -objective, flags)
+
+
+@flawed(
+    "sampled once", "baseline forgotten", "sum instead of mean", "gradients pile up",
+    "step forgotten", "sign turned", "advantages returned",
+)  # fmt: skip
+def learn(
+    flags: frozenset[str], sample: Callable[[], tuple[Any, Tensor]],
+    score: Callable[[Any], Tensor], optimizer: torch.optim.Optimizer, *, steps: int,
+    baseline: float = 0.0,
+) -> list[float]:  # fmt: skip
+    """REINFORCE: sample, score, loss, backward, step."""
+    curve, first = list[float](), sample() if "sampled once" in flags else None
+    for _ in range(steps):
+        answers, log_probs = first or sample()
+        scores = score(answers)
+        advantages = scores if "baseline forgotten" in flags else scores - baseline
+        losses = log_probs * (advantages if "sign turned" in flags else -advantages)
+        if "gradients pile up" not in flags:
+            optimizer.zero_grad()
+        loss = losses.sum() if "sum instead of mean" in flags else losses.mean()
+        loss.backward(retain_graph=first is not None)
+        if "step forgotten" not in flags:
+            optimizer.step()
+        curve.append(float((advantages if "advantages returned" in flags else scores).mean()))
+    return curve
 
 
 @flawed(

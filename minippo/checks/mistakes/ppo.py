@@ -37,15 +37,9 @@ def response_mask(flags: frozenset[str], ids: Tensor, eos_token_id: int) -> Tens
     "KL rewarded", "k1 in the loss", "the printed sketch's KL",
 )  # fmt: skip
 def ppo_loss(
-    flags: frozenset[str],
-    policy: nn.Module,
-    batch: Any,
-    advantages: Tensor,
-    returns: Tensor,
-    config: Any,
-    *,
-    kl_loss_coef: float = 0.0,
-) -> Tensor:
+    flags: frozenset[str], policy: nn.Module, batch: Any, advantages: Tensor, returns: Tensor,
+    config: Any, *, kl_loss_coef: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Token level: clipped surrogate + c1 * value loss - c2 * entropy + c3 * k2."""
     r, mask = batch.responses, batch.mask
     logits, values = policy(r.tokens, r.attention_mask, keep=mask.shape[1] + 1)
