@@ -345,10 +345,11 @@ def _fit_cases(draw: Draw) -> Iterator[Case]:
     if draw.padding != "numbers" or draw.batch == 1:
         return
     size = (draw.batch, draw.time)
-    for note, epochs, n in (
-        ("two epochs", 2, draw.batch), ("three epochs", 3, draw.batch),
-        ("one response per minibatch", 2, 1),
-    ):  # fmt: skip
+    sizes = [("two epochs", 2, draw.batch), ("three epochs", 3, draw.batch),
+             ("one response per minibatch", 2, 1)]  # fmt: skip
+    if draw.batch > 2:
+        sizes.append(("a shorter last minibatch", 1, draw.batch - 1))
+    for note, epochs, n in sizes:
         yield draw.case(
             note, values=draw.floats(*size), returns=draw.floats(*size), mask=draw.mask,
             epochs=epochs, minibatch_size=n, learning_rate=0.5,
