@@ -30,9 +30,9 @@ def test_lesson_12_is_trained_by_the_students_functions_as_well_as_by_minippos(c
     (last,) = [i for i, source in enumerate(sources) if "course.minippos(" in source]
     names = {}
     for source in sources[: last + 1]:  # two rollouts instead of ten and three
-        for many in ("n_rollouts=10", "n_rollouts=3"):
-            source = source.replace(many, "n_rollouts=2")
-        exec(source.replace("range(3)", "range(2)"), names)
+        for many in ("course.fewer(10, policy)", "course.fewer(3, policy, least=1)"):
+            source = source.replace(many, "2")
+        exec(source, names)
     n = len(solved)
     assert course.whose().startswith(f"17 functions: {n} yours, {17 - n} minippo's")
     assert f"my_ppo.py: 17 functions: {n} yours" in capsys.readouterr().out
